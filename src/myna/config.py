@@ -1,0 +1,194 @@
+"""The settings of a run: one frozen class per part, each field's docstring being its help.
+
+Owns names, types, defaults and the checks that a value alone can fail. Where values come from (YAML,
+command line, aliases of other tools) is `config_file.py`; what other parts derive from them is theirs.
+Nothing changes a value afterwards: modules take plain arguments, not these classes.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+FREE = {"free": True}
+"""Marks a field that may differ between a run and its resumption: it changes no trained number."""
+
+
+
+def _known_initialisation(value: str) -> str:
+    if not re.fullmatch(r"default|gaussian|orthogonal|pissa|pissa_niter_[1-9]\d*|olora", value):
+        raise ValueError(
+            f"lora.init is {value!r}; expected default, gaussian, orthogonal, pissa, "
+            "pissa_niter_N (N a number, for example pissa_niter_16) or olora"
+        )
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Part(BaseModel):
+    """Base of all parts: frozen, unknown keys refused, docstrings as help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LoraConfig(Part):
+    """Shape and placement of the adapter."""
+
+    rank: int = Field(16, ge=1)
+    """Inner size of A and B. Memory and capacity grow with it."""
+    alpha: float | None = Field(None, gt=0)
+    """The update is scaled by alpha / rank. Not set: twice the rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that is zeroed while training."""
+    target_modules: str | list[str] = "all-linear"
+    """Linear layers that get an adapter: a list of names, one name, a regular expression over full
+    module names, or `all-linear` (every linear layer but the output head)."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, rsLoRA)."""
+    use_dora: bool = False
+    """Train magnitude and direction apart (Liu et al. 2024, DoRA)."""
+    init: Annotated[str, AfterValidator(_known_initialisation)] = "default"
+    """How A and B start: `default`, `gaussian`, `orthogonal`, `pissa`, `pissa_niter_N` or `olora`.
+    PiSSA and OLoRA are saved as a plain LoRA on the untouched base."""
+    start_from: str | None = None
+    """A finished adapter to go on from, on new data. Its rank, alpha and targets are kept."""
+
+    @property
+    def resolved_alpha(self) -> float:
+        """`alpha`, or twice the rank where it is not set."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
+class TrainConfig(Part):
+    """How long, in what steps and how fast it learns."""
+
+    epochs: float = Field(3.0, gt=0)
+    """Passes over the training rows."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many steps, whatever `epochs` says; the schedule ends there too."""
+    batch_size: int = Field(16, ge=1)
+    """Rows per optimizer step, on all devices together."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Rows computed at once. Changes memory and speed, never the result. Not set: at most 8."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up; linear and cosine end at zero."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps in which the learning rate rises from zero. Not set: `warmup_ratio` decides."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Share of all steps that warm up, rounded up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decay of the adapter's weights."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm (over the whole adapter) where they exceed it."""
+    max_length: int | None = Field(None, ge=2)
+    """Longest row in tokens. Not set: the model's own limit."""
+    over_length: Literal["error", "drop", "truncate_prompt"] = "error"
+    """What happens to a longer row."""
+    control_tokens: Literal["error", "allow"] = "error"
+    """What happens to a user text that spells a control token of the tokenizer."""
+    checkpointing: Literal["none", "all"] = "none"
+    """Layers whose activations are recomputed in the backward pass: less memory, 30-50 % more time."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """Seed of row order, dropout, initial adapter and held-out split."""
+    eval_steps: int | None = Field(None, ge=1)
+    """Evaluate on the held-out rows every so many steps. Not set: at the end of each epoch."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations without a better held-out loss. Needs `held_out`."""
+    keep_best: bool = False
+    """The result is the adapter of the best held-out loss, not the last one. Needs `held_out`."""
+    logging_steps: Annotated[int, Field(ge=1, json_schema_extra=FREE)] = 10
+    """Print a line every so many steps (events.jsonl has every step)."""
+    save_steps: Annotated[int, Field(ge=1, json_schema_extra=FREE)] = 100
+    """Write a checkpoint every so many steps."""
+    keep_checkpoints: Annotated[int, Field(ge=2, json_schema_extra=FREE)] = 2
+    """Checkpoints that stay on disk; never fewer than two."""
+    save_on_each_node: Annotated[bool, Field(json_schema_extra=FREE)] = False
+    """On several machines: each writes to its own disk (not only the first)."""
+
+
+class Config(Part):
+    """Everything that decides a run."""
+
+    model: str
+    """Base model: a folder or a hub id."""
+    data: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+    """Training data: one file or a list of files (JSON or JSONL)."""
+    system: str | None = None
+    """Persona or instruction in front of every conversation that has no system message of its own.
+    It is saved with the adapter and used by `myna chat`."""
+    template: str | None = None
+    """A chat template file (Jinja) in place of the tokenizer's own."""
+    output: str | None = None
+    """Run directory. Not set: runs/<stem of the YAML or data file>."""
+    held_out: Annotated[float, Field(ge=0)] = 0.0
+    """Rows kept from training for evaluation: a share below 1 or a number of rows. Split by distinct
+    prompt. 0 keeps none."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; `auto` takes CUDA, then mps, then the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the frozen base. `auto` measures which is fast here."""
+    lora: LoraConfig = LoraConfig()
+    """Shape and placement of the adapter."""
+    train: TrainConfig = TrainConfig()
+    """How long, in what steps and how fast it learns."""
+
+    @model_validator(mode="after")
+    def _check_parts_together(self) -> "Config":
+        wants_held_out = [
+            name
+            for name in ("early_stopping_patience", "keep_best", "eval_steps")
+            if getattr(self.train, name)
+        ]
+        if wants_held_out and self.held_out == 0:
+            raise ValueError(
+                f"train.{wants_held_out[0]} needs held-out rows and held_out is 0; "
+                "set held_out, for example held_out: 0.05"
+            )
+        if self.held_out >= 1 and not self.held_out.is_integer():
+            raise ValueError(
+                f"held_out is {self.held_out}; expected a share below 1 or a whole number of rows"
+            )
+        return self
+
+
+def leaves(part: type[Part] = Config, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> pydantic field of every setting, sections flattened, in order."""
+    found: dict[str, Any] = {}
+    for name, field in part.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Part):
+            found |= leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
+
+
+def is_free(field: Any) -> bool:
+    """Whether the setting may differ between a run and its resumption."""
+    return bool((field.json_schema_extra or {}).get("free"))
+
+
+def flatten(config: Part, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value of every setting."""
+    values: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Part):
+            values |= flatten(value, f"{prefix}{name}.")
+        else:
+            values[prefix + name] = value
+    return values
+
+
+def resolve_path(text: str, *beside: Path) -> Path | None:
+    """The existing path that `text` means: absolute, or under the first of `beside` that has it."""
+    path = Path(text).expanduser()
+    for folder in (Path(), *beside) if path.is_absolute() else beside:
+        if (folder / path).exists():
+            return (folder / path).resolve()
+    return None

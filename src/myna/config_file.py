@@ -1,0 +1,374 @@
+"""Where settings come from: YAML, `key=value`, flags, and the names that other tools use for ours.
+
+Owns reading, aliases, and errors that name file, line and nearest key; the settings themselves are in
+`config.py`. A value comes from default, file or command line, the later winning, and each is saved
+with where it came from.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from myna.config import Config, flatten, leaves, resolve_path
+from myna.errors import ConfigError
+
+ALIASES: dict[str, str] = {
+    "model_name_or_path": "model",
+    "base_model": "model",
+    "model_id": "model",
+    "model_name": "model",
+    "dataset": "data",
+    "dataset_name": "data",
+    "dataset_path": "data",
+    "train_file": "data",
+    "output_dir": "output",
+    "default_system": "system",
+    "system_prompt": "system",
+    "chat_template": "template",
+    "val_size": "held_out",
+    "val_set_size": "held_out",
+    "split_dataset_ratio": "held_out",
+    "torch_dtype": "dtype",
+    "r": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_target": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules",
+    "init_lora_weights": "lora.init",
+    "init_weights": "lora.init",
+    "peft_use_rslora": "lora.use_rslora",
+    "peft_use_dora": "lora.use_dora",
+    "adapter_name_or_path": "lora.start_from",
+    "lora_model_dir": "lora.start_from",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "lr": "train.learning_rate",
+    "lr_scheduler_type": "train.schedule",
+    "lr_scheduler": "train.schedule",
+    "cutoff_len": "train.max_length",
+    "sequence_len": "train.max_length",
+    "max_seq_length": "train.max_length",
+    "max_seq_len": "train.max_length",
+    "save_total_limit": "train.keep_checkpoints",
+    "max_norm": "train.max_grad_norm",
+}
+"""Name in the tutorial, transformers, trl, peft, LLaMA-Factory, Axolotl, ms-swift … -> our name."""
+
+PER_DEVICE_NAMES = ("per_device_train_batch_size", "micro_batch_size")
+COMPOUND = (*PER_DEVICE_NAMES, "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "fp16")
+"""Names whose meaning is spread over several of our settings; see `_expand_compound`."""
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """Settings, the place that each came from, and the YAML that was read (None: only flags)."""
+
+    config: Config
+    sources: dict[str, str]
+    path: Path | None
+
+    def to_yaml(self) -> str:
+        """The settings as YAML that can be read again, each line ending with where it came from."""
+        lines: list[str] = []
+        section = ""
+        for name, value in flatten(self.config).items():
+            head, _, leaf = name.rpartition(".")
+            if head != section:
+                lines.append(f"{head}:")
+                section = head
+            indent = "  " if head else ""
+            # A JSON value is a YAML value on one line, whatever line breaks the text has.
+            text = json.dumps(value, ensure_ascii=False)
+            lines.append(f"{indent}{leaf}: {text}  # {self.sources.get(name, 'default')}")
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    value: Any
+    source: str
+
+
+def load_config(
+    path: Path | None,
+    overrides: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> ResolvedConfig:
+    """Settings from `path` (a YAML or a run directory), then `key=value` overrides, then flags.
+
+    Raises ConfigError for a missing file, bad YAML, an unknown key (with the nearest one), a value
+    that cannot be, or a missing `model` or `data`.
+    """
+    path = _yaml_path(path) if path is not None else None
+    entries: dict[str, _Entry] = {}
+    if path is not None:
+        entries |= _canonical(_read_yaml(path))
+    for text in overrides:
+        entries |= _canonical(_read_override(text))
+    for name, value in (flags or {}).items():
+        if value is not None:
+            entries[name] = _Entry(value, f"command line (--{name})")
+    nested: dict[str, Any] = {}
+    for name, entry in entries.items():
+        section, _, leaf = name.rpartition(".")
+        target = nested.setdefault(section, {}) if section else nested
+        target[leaf] = entry.value
+    try:
+        config = Config.model_validate(nested)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, entries, path)) from None
+    sources = {name: entry.source for name, entry in entries.items()}
+    return ResolvedConfig(_with_resolved_paths(config, path), sources, path)
+
+
+def _yaml_path(path: Path) -> Path:
+    if path.is_dir():
+        if (path / "config.yaml").is_file():
+            return path / "config.yaml"
+        raise ConfigError(
+            f"{path} is a folder without config.yaml, so it is not a run of myna.\n"
+            "  Give a YAML file or a run directory such as runs/NAME."
+        )
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()])
+        hint = f' Did you mean "{folder / near[0]}"?' if near else ""
+        raise ConfigError(f"{path}: no such file (looked from {Path.cwd()}).{hint}")
+    return path
+
+
+def _read_yaml(path: Path) -> dict[str, _Entry]:
+    """Dotted key -> value with `file line N`; nested mappings flattened one level."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(
+            f"{path}{where}: not YAML: {error.problem or error.context}.\n"
+            "  Expected lines such as `learning_rate: 1e-4`."
+        ) from None
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(
+            f"{path} line {root.start_mark.line + 1}: found a {root.id}, expected `key: value` lines."
+        )
+    entries: dict[str, _Entry] = {}
+    sections = {name.split(".")[0] for name in leaves() if "." in name}
+    for key_node, value_node in root.value:
+        key = _scalar(path, key_node)
+        if key in sections and isinstance(value_node, yaml.MappingNode):
+            for inner_key, inner_value in value_node.value:
+                name = f"{key}.{_scalar(path, inner_key)}"
+                _add(entries, name, inner_key, inner_value, path)
+        elif key in sections and value_node.value == "":
+            continue  # a section with nothing under it
+        else:
+            _add(entries, key, key_node, value_node, path)
+    return entries
+
+
+def _scalar(path: Path, node: Any) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise ConfigError(f"{path} line {node.start_mark.line + 1}: a key must be plain text.")
+    return str(node.value)
+
+
+def _add(entries: dict[str, _Entry], name: str, key: Any, value: Any, path: Path) -> None:
+    place = f"{path} line {key.start_mark.line + 1}"
+    if name in entries:
+        raise ConfigError(f'{place}: "{name}" is set a second time (first: {entries[name].source}).')
+    loader = yaml.SafeLoader("")
+    try:
+        entries[name] = _Entry(loader.construct_object(value, deep=True), place)
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{place}: {name}: {error.problem}.") from None
+    finally:
+        loader.dispose()
+
+
+def _read_override(text: str) -> dict[str, _Entry]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise ConfigError(
+            f'"{text}" on the command line: expected key=value, for example train.learning_rate=1e-4.'
+        )
+    try:
+        parsed = yaml.safe_load(value) if value else None
+    except yaml.YAMLError:
+        parsed = value
+    return {name: _Entry(parsed, "command line")}
+
+
+def _canonical(entries: dict[str, _Entry]) -> dict[str, _Entry]:
+    """The same entries under our names; ConfigError for unknown, doubled or contradictory ones."""
+    known = leaves()
+    by_leaf: dict[str, str] = {}
+    for name in known:
+        by_leaf.setdefault(name.rpartition(".")[2], name)
+    found: dict[str, _Entry] = {}
+    compound: dict[str, _Entry] = {}
+    for name, entry in entries.items():
+        leaf = name.rpartition(".")[2]
+        if leaf in COMPOUND:
+            compound[leaf] = entry
+            continue
+        canonical = name if name in known else None
+        if canonical is None and leaf in ALIASES:
+            canonical = ALIASES[leaf]
+        elif canonical is None and "." not in name:
+            canonical = by_leaf.get(name)
+        if canonical is None or (
+            "." in name and name.split(".")[0] != canonical.rpartition(".")[0]
+        ):
+            raise ConfigError(_unknown_key(name, entry))
+        alias_note = "" if leaf == canonical.rpartition(".")[2] else f" ({leaf})"
+        if canonical in found:
+            raise ConfigError(
+                f'{entry.source}: "{name}" sets {canonical} a second time '
+                f"(first: {found[canonical].source}). Keep one of them."
+            )
+        found[canonical] = _Entry(_translate(canonical, entry.value), entry.source + alias_note)
+    _expand_compound(compound, found)
+    return found
+
+
+def _unknown_key(name: str, entry: _Entry) -> str:
+    known = leaves()
+    section, _, leaf = name.rpartition(".")
+    pool = [key for key in known if not section or key.startswith(section + ".")] or list(known)
+    spellings = {key: key for key in pool}
+    spellings |= {key.rpartition(".")[2]: key for key in pool}
+    if not section:
+        spellings |= {alias: alias for alias in (*ALIASES, *COMPOUND)}
+    near = difflib.get_close_matches(name, spellings, n=1, cutoff=0.5) or difflib.get_close_matches(
+        leaf, spellings, n=1, cutoff=0.5
+    )
+    hint = f' Did you mean "{spellings[near[0]]}"?' if near else ""
+    return (
+        f'{entry.source}: unknown key "{name}".{hint}\n  Known keys: {", ".join(pool)}.'
+    )
+
+
+def _translate(canonical: str, value: Any) -> Any:
+    """Values that other tools write differently."""
+    if canonical == "lora.init":
+        return "default" if value is True else value
+    if canonical == "lora.target_modules" and isinstance(value, str):
+        if value == "all":  # LLaMA-Factory's word
+            return "all-linear"
+        if "," in value and not set(value) & set("()[]|*\\^$"):
+            return [part.strip() for part in value.split(",")]
+    if canonical == "train.schedule" and value == "constant_with_warmup":
+        return "constant"
+    return value
+
+
+def _expand_compound(compound: dict[str, _Entry], found: dict[str, _Entry]) -> None:
+    """Spread names with a combined meaning over ours, in place.
+
+    `per_device_train_batch_size` 8 with `gradient_accumulation_steps` 2 means 16 rows per step,
+    computed 8 at a time.
+    """
+    per_device = [name for name in PER_DEVICE_NAMES if name in compound]
+    accumulation = compound.get("gradient_accumulation_steps")
+    if len(per_device) > 1:
+        raise ConfigError(
+            f"{compound[per_device[1]].source}: {per_device[1]} and {per_device[0]} mean the same; "
+            "keep one of them."
+        )
+    if accumulation is not None and not per_device:
+        raise ConfigError(
+            f"{accumulation.source}: gradient_accumulation_steps without "
+            "per_device_train_batch_size says nothing: in myna batch_size is the number of rows per "
+            "optimizer step.\n  Set batch_size alone, or both of the other two."
+        )
+    if per_device:
+        micro = compound[per_device[0]]
+        rows = _whole_number(per_device[0], micro)
+        found["train.micro_batch_size"] = _Entry(rows, f"{micro.source} ({per_device[0]})")
+        if per_device[0] == "per_device_train_batch_size" or accumulation is not None:
+            times = _whole_number("gradient_accumulation_steps", accumulation) if accumulation else 1
+            if "train.batch_size" in found:
+                raise ConfigError(
+                    f"{found['train.batch_size'].source}: batch_size contradicts "
+                    f"{per_device[0]} ({micro.source}). batch_size is the number of rows per step; "
+                    f"keep it, or keep {per_device[0]} with gradient_accumulation_steps."
+                )
+            found["train.batch_size"] = _Entry(
+                rows * times, f"{micro.source} ({per_device[0]} {rows} x accumulation {times})"
+            )
+    if "gradient_checkpointing" in compound:
+        entry = compound["gradient_checkpointing"]
+        if not isinstance(entry.value, bool):
+            raise ConfigError(
+                f"{entry.source}: gradient_checkpointing is {entry.value!r}; expected true or false."
+            )
+        found["train.checkpointing"] = _Entry(
+            "all" if entry.value else "none", f"{entry.source} (gradient_checkpointing)"
+        )
+    for name, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
+        if name in compound and compound[name].value is True:
+            if "dtype" in found:
+                raise ConfigError(
+                    f"{compound[name].source}: {name} contradicts dtype "
+                    f"({found['dtype'].source}). Keep one of them."
+                )
+            found["dtype"] = _Entry(dtype, f"{compound[name].source} ({name})")
+
+
+def _whole_number(name: str, entry: _Entry) -> int:
+    if isinstance(entry.value, bool) or not isinstance(entry.value, int) or entry.value < 1:
+        raise ConfigError(f"{entry.source}: {name} is {entry.value!r}; expected a whole number from 1.")
+    return entry.value
+
+
+def _explain(error: ValidationError, entries: Mapping[str, _Entry], path: Path | None) -> str:
+    lines = []
+    for fault in error.errors():
+        name = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
+        name = next((key for key in entries if name.startswith(key)), name)
+        if fault["type"] == "missing":
+            lines.append(
+                f'{path or "command line"}: "{name}" is not set. Give it in the YAML or with --{name}.'
+            )
+        elif fault["type"] == "value_error":
+            lines.append(f"{path or 'command line'}: {fault['ctx']['error']}.")
+        else:
+            place = entries[name].source if name in entries else str(path)
+            message = fault["msg"].replace("Input should", "expected to")
+            lines.append(f"{place}: {name} is {fault['input']!r}; {message}.")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _with_resolved_paths(config: Config, path: Path | None) -> Config:
+    """Local paths made absolute: beside the YAML first, then in the working directory."""
+    beside = ((path.parent,) if path is not None else ()) + (Path.cwd(),)
+
+    def absolute(text: str) -> str:
+        found = resolve_path(text, *beside)
+        return str(found) if found is not None else text
+
+    start_from = config.lora.start_from
+    return config.model_copy(
+        update={
+            "model": absolute(config.model),
+            "data": [absolute(entry) for entry in config.data],
+            "template": None if config.template is None else absolute(config.template),
+            "lora": config.lora.model_copy(
+                update={"start_from": None if start_from is None else absolute(start_from)}
+            ),
+        }
+    )

@@ -1,0 +1,110 @@
+"""Batches: which rows make a step, and how they are laid out for the model.
+
+Owns the order of rows (a pure function of seed and epoch) and the cut of a step into micro-batches of
+one fixed number of rows, padded on the right. Supervision is a list of (position, target) into the
+flattened batch, so that another layout of the same rows can take this one's place.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from myna.data.encode import Example
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of one step, computed at once (B rows, T tokens, S trained tokens)."""
+
+    rows: tuple[int, ...]
+    """Indices of the rows in the training set."""
+    input_ids: Tensor
+    """(B, T) int64, padded on the right."""
+    attention_mask: Tensor
+    """(B, T) int64, 1 where a token is real."""
+    positions: Tensor
+    """(S,) int64 into the flattened (B*T): where a trained token is predicted, one before it stands."""
+    targets: Tensor
+    """(S,) int64, the trained tokens."""
+    tokens: int
+    """Real tokens, padding not counted."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+        return Batch(
+            self.rows,
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.positions.to(device),
+            self.targets.to(device),
+            self.tokens,
+        )
+
+
+def steps_per_epoch(num_rows: int, batch_size: int) -> int:
+    """Optimizer steps in one pass; the last takes the rows left over."""
+    return math.ceil(num_rows / batch_size)
+
+
+def num_steps(num_rows: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a whole run."""
+    steps = math.ceil(epochs * steps_per_epoch(num_rows, batch_size))
+    return steps if max_steps is None else min(steps, max_steps)
+
+
+def rows_of_steps(
+    num_rows: int, batch_size: int, *, seed: int, first_step: int, last_step: int
+) -> Iterator[tuple[int, float, list[int]]]:
+    """(step, epoch reached after it, row indices) for steps `first_step` to `last_step`, from 1.
+
+    Each epoch is one shuffle by (seed, epoch); a resumed run gets the same rows.
+    """
+    per_epoch = steps_per_epoch(num_rows, batch_size)
+    epoch, order = -1, []
+    for step in range(first_step, last_step + 1):
+        if (step - 1) // per_epoch != epoch:
+            epoch = (step - 1) // per_epoch
+            order = list(range(num_rows))
+            random.Random(f"{seed}:{epoch}").shuffle(order)
+        start = (step - 1) % per_epoch * batch_size
+        yield step, step / per_epoch, order[start : start + batch_size]
+
+
+def padded_batches(
+    examples: Sequence[Example], rows: Sequence[int], *, micro_batch_size: int, pad_id: int
+) -> list[Batch]:
+    """The rows of one step in their order, `micro_batch_size` at a time."""
+    return [
+        _pad(examples, tuple(rows[start : start + micro_batch_size]), pad_id)
+        for start in range(0, len(rows), micro_batch_size)
+    ]
+
+
+def _pad(examples: Sequence[Example], rows: tuple[int, ...], pad_id: int) -> Batch:
+    chosen = [examples[row] for row in rows]
+    lengths = [len(example.prompt_ids) + len(example.completion_ids) for example in chosen]
+    width = max(lengths)
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    positions: list[int] = []
+    targets: list[int] = []
+    for line, (example, length) in enumerate(zip(chosen, lengths, strict=True)):
+        ids = [*example.prompt_ids, *example.completion_ids]
+        input_ids[line, :length] = torch.tensor(ids, dtype=torch.int64)
+        attention_mask[line, :length] = 1
+        # The token at t is predicted from t - 1; the first token of a row is predicted from nothing.
+        first = max(len(example.prompt_ids), 1)
+        positions.extend(range(line * width + first - 1, line * width + length - 1))
+        targets.extend(ids[first:])
+    return Batch(
+        rows,
+        input_ids,
+        attention_mask,
+        torch.tensor(positions, dtype=torch.int64),
+        torch.tensor(targets, dtype=torch.int64),
+        sum(lengths),
+    )

@@ -1,0 +1,173 @@
+"""The run directory: its layout, its lock, and how files get into it without being half written.
+
+    runs/NAME/
+      config.yaml   plan.json   data.json   events.jsonl   run.lock
+      checkpoints/step-00000100/   adapter/   loss.png
+
+Owns names and safe writing. What stands in the files belongs to the modules that fill them.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from myna.errors import ConfigError, RunLockedError, StorageError
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths inside one run directory."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings, each with where it came from."""
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """Choices that were measured: dtype, device."""
+        return self.path / "plan.json"
+
+    @property
+    def data(self) -> Path:
+        """Row accounting and hashes of data, tokenizer, template and base."""
+        return self.path / "data.json"
+
+    @property
+    def events(self) -> Path:
+        """What happened, one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The result: adapter, tokenizer, chat template."""
+        return self.path / "adapter"
+
+    @property
+    def loss_plot(self) -> Path:
+        """The loss curve as a picture."""
+        return self.path / "loss.png"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for this process; the kernel frees it when the process dies.
+
+        Raises RunLockedError naming the other process.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: cannot be written: {error.strerror}.\n"
+                "  Choose another place with --output, or mend the permission."
+            ) from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+                raise RunLockedError(
+                    f"{self.path}: process {holder} is training in this directory.\n"
+                    "  Wait for it, or start another run with --fresh."
+                ) from None
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def next_free(path: Path) -> Path:
+    """`path`, or `path-2`, `path-3` … : the first that does not exist."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
+def newest_run(root: Path = RUNS) -> RunDir:
+    """The run under `root` whose adapter was finished last; ConfigError where there is none."""
+    finished = [RunDir(path.parent) for path in root.glob("*/adapter") if path.is_dir()]
+    if not finished:
+        raise ConfigError(
+            f"{root.resolve()}: no finished run here.\n"
+            "  Name a run directory or a model, or train one with `myna train`."
+        )
+    return max(finished, key=lambda run: run.adapter.stat().st_mtime_ns)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write whole or not at all: aside, flushed to disk, renamed.
+
+    Raises StorageError with the path and the system's reason.
+    """
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise StorageError(f"{path}: could not be written: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `folder` on success and vanishes on failure.
+
+    An existing `folder` is replaced. Every file is flushed to disk before the rename.
+    Raises StorageError with the path and the system's reason.
+    """
+    aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        for path in sorted(aside.rglob("*")):
+            if path.is_file():
+                _sync(path)
+        sync_folder(aside)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(aside, folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise StorageError(f"{folder}: could not be written: {error}.") from error
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in `folder` to disk, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
