@@ -1,8 +1,8 @@
 """The settings of a run: one frozen class per part, each field's docstring being its help.
 
-Owns names, types, defaults and the checks that a value alone can fail. Where values come from (YAML,
-command line, aliases of other tools) is `config_file.py`; what other parts derive from them is theirs.
-Nothing changes a value afterwards: modules take plain arguments, not these classes.
+Owns names, types, defaults and the checks that values can fail. Where values come from (YAML, command
+line, aliases of other tools) is `config_file.py`; what other parts derive from them is theirs. Nothing
+changes a value afterwards: modules take plain arguments, not these classes.
 """
 
 import re
@@ -13,7 +13,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 FREE = {"free": True}
 """Marks a field that may differ between a run and its resumption: it changes no trained number."""
-
 
 
 def _known_initialisation(value: str) -> str:
@@ -93,7 +92,7 @@ class TrainConfig(Part):
     control_tokens: Literal["error", "allow"] = "error"
     """What happens to a user text that spells a control token of the tokenizer."""
     checkpointing: Literal["none", "all"] = "none"
-    """Layers whose activations are recomputed in the backward pass: less memory, 30-50 % more time."""
+    """Layers that recompute their activations in the backward pass: less memory, more time."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of row order, dropout, initial adapter and held-out split."""
     eval_steps: int | None = Field(None, ge=1)
@@ -127,8 +126,8 @@ class Config(Part):
     output: str | None = None
     """Run directory. Not set: runs/<stem of the YAML or data file>."""
     held_out: Annotated[float, Field(ge=0)] = 0.0
-    """Rows kept from training for evaluation: a share below 1 or a number of rows. Split by distinct
-    prompt. 0 keeps none."""
+    """Rows kept from training for evaluation: a share below 1 or a number of rows. Split by
+    distinct prompt. 0 keeps none."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; `auto` takes CUDA, then mps, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

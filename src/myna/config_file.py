@@ -1,8 +1,8 @@
 """Where settings come from: YAML, `key=value`, flags, and the names that other tools use for ours.
 
-Owns reading, aliases, and errors that name file, line and nearest key; the settings themselves are in
-`config.py`. A value comes from default, file or command line, the later winning, and each is saved
-with where it came from.
+Owns reading, aliases, and errors that name file, line and nearest key; the settings themselves are
+in `config.py`. A value comes from default, file or command line, the later winning, and each is
+saved with where it came from.
 """
 
 import difflib
@@ -63,7 +63,13 @@ ALIASES: dict[str, str] = {
 """Name in the tutorial, transformers, trl, peft, LLaMA-Factory, Axolotl, ms-swift … -> our name."""
 
 PER_DEVICE_NAMES = ("per_device_train_batch_size", "micro_batch_size")
-COMPOUND = (*PER_DEVICE_NAMES, "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "fp16")
+COMPOUND = (
+    *PER_DEVICE_NAMES,
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "bf16",
+    "fp16",
+)
 """Names whose meaning is spread over several of our settings; see `_expand_compound`."""
 
 
@@ -151,7 +157,9 @@ def _read_yaml(path: Path) -> dict[str, _Entry]:
         text = path.read_text(encoding="utf-8-sig")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
+        raise ConfigError(
+            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8."
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -163,7 +171,8 @@ def _read_yaml(path: Path) -> dict[str, _Entry]:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
-            f"{path} line {root.start_mark.line + 1}: found a {root.id}, expected `key: value` lines."
+            f"{path} line {root.start_mark.line + 1}: found a {root.id}, "
+            "expected `key: value` lines."
         )
     entries: dict[str, _Entry] = {}
     sections = {name.split(".")[0] for name in leaves() if "." in name}
@@ -189,7 +198,9 @@ def _scalar(path: Path, node: Any) -> str:
 def _add(entries: dict[str, _Entry], name: str, key: Any, value: Any, path: Path) -> None:
     place = f"{path} line {key.start_mark.line + 1}"
     if name in entries:
-        raise ConfigError(f'{place}: "{name}" is set a second time (first: {entries[name].source}).')
+        raise ConfigError(
+            f'{place}: "{name}" is set a second time (first: {entries[name].source}).'
+        )
     loader = yaml.SafeLoader("")
     try:
         entries[name] = _Entry(loader.construct_object(value, deep=True), place)
@@ -203,7 +214,8 @@ def _read_override(text: str) -> dict[str, _Entry]:
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise ConfigError(
-            f'"{text}" on the command line: expected key=value, for example train.learning_rate=1e-4.'
+            f'"{text}" on the command line: expected key=value, '
+            "for example train.learning_rate=1e-4."
         )
     try:
         parsed = yaml.safe_load(value) if value else None
@@ -257,9 +269,7 @@ def _unknown_key(name: str, entry: _Entry) -> str:
         leaf, spellings, n=1, cutoff=0.5
     )
     hint = f' Did you mean "{spellings[near[0]]}"?' if near else ""
-    return (
-        f'{entry.source}: unknown key "{name}".{hint}\n  Known keys: {", ".join(pool)}.'
-    )
+    return f'{entry.source}: unknown key "{name}".{hint}\n  Known keys: {", ".join(pool)}.'
 
 
 def _translate(canonical: str, value: Any) -> Any:
@@ -292,15 +302,17 @@ def _expand_compound(compound: dict[str, _Entry], found: dict[str, _Entry]) -> N
     if accumulation is not None and not per_device:
         raise ConfigError(
             f"{accumulation.source}: gradient_accumulation_steps without "
-            "per_device_train_batch_size says nothing: in myna batch_size is the number of rows per "
-            "optimizer step.\n  Set batch_size alone, or both of the other two."
+            "per_device_train_batch_size says nothing: in myna batch_size is the number of rows "
+            "per optimizer step.\n  Set batch_size alone, or both of the other two."
         )
     if per_device:
         micro = compound[per_device[0]]
         rows = _whole_number(per_device[0], micro)
         found["train.micro_batch_size"] = _Entry(rows, f"{micro.source} ({per_device[0]})")
         if per_device[0] == "per_device_train_batch_size" or accumulation is not None:
-            times = _whole_number("gradient_accumulation_steps", accumulation) if accumulation else 1
+            times = (
+                _whole_number("gradient_accumulation_steps", accumulation) if accumulation else 1
+            )
             if "train.batch_size" in found:
                 raise ConfigError(
                     f"{found['train.batch_size'].source}: batch_size contradicts "
@@ -314,7 +326,8 @@ def _expand_compound(compound: dict[str, _Entry], found: dict[str, _Entry]) -> N
         entry = compound["gradient_checkpointing"]
         if not isinstance(entry.value, bool):
             raise ConfigError(
-                f"{entry.source}: gradient_checkpointing is {entry.value!r}; expected true or false."
+                f"{entry.source}: gradient_checkpointing is {entry.value!r}; "
+                "expected true or false."
             )
         found["train.checkpointing"] = _Entry(
             "all" if entry.value else "none", f"{entry.source} (gradient_checkpointing)"
@@ -331,7 +344,9 @@ def _expand_compound(compound: dict[str, _Entry], found: dict[str, _Entry]) -> N
 
 def _whole_number(name: str, entry: _Entry) -> int:
     if isinstance(entry.value, bool) or not isinstance(entry.value, int) or entry.value < 1:
-        raise ConfigError(f"{entry.source}: {name} is {entry.value!r}; expected a whole number from 1.")
+        raise ConfigError(
+            f"{entry.source}: {name} is {entry.value!r}; expected a whole number from 1."
+        )
     return entry.value
 
 
@@ -342,7 +357,8 @@ def _explain(error: ValidationError, entries: Mapping[str, _Entry], path: Path |
         name = next((key for key in entries if name.startswith(key)), name)
         if fault["type"] == "missing":
             lines.append(
-                f'{path or "command line"}: "{name}" is not set. Give it in the YAML or with --{name}.'
+                f'{path or "command line"}: "{name}" is not set. '
+                f"Give it in the YAML or with --{name}."
             )
         elif fault["type"] == "value_error":
             lines.append(f"{path or 'command line'}: {fault['ctx']['error']}.")

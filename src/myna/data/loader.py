@@ -1,8 +1,8 @@
 """Batches: which rows make a step, and how they are laid out for the model.
 
-Owns the order of rows (a pure function of seed and epoch) and the cut of a step into micro-batches of
-one fixed number of rows, padded on the right. Supervision is a list of (position, target) into the
-flattened batch, so that another layout of the same rows can take this one's place.
+Owns the order of rows (a pure function of seed and epoch) and the cut of a step into micro-batches
+of one fixed number of rows, padded on the right. Supervision is a list of (position, target) into
+the flattened batch, so that another layout of the same rows can take this one's place.
 """
 
 import math
@@ -27,7 +27,7 @@ class Batch:
     attention_mask: Tensor
     """(B, T) int64, 1 where a token is real."""
     positions: Tensor
-    """(S,) int64 into the flattened (B*T): where a trained token is predicted, one before it stands."""
+    """(S,) int64 into the flattened (B*T): where trained tokens are predicted, one before each."""
     targets: Tensor
     """(S,) int64, the trained tokens."""
     tokens: int
@@ -96,7 +96,7 @@ def _pad(examples: Sequence[Example], rows: tuple[int, ...], pad_id: int) -> Bat
         ids = [*example.prompt_ids, *example.completion_ids]
         input_ids[line, :length] = torch.tensor(ids, dtype=torch.int64)
         attention_mask[line, :length] = 1
-        # The token at t is predicted from t - 1; the first token of a row is predicted from nothing.
+        # The token at t is predicted from t - 1; the first of a row is predicted from nothing.
         first = max(len(example.prompt_ids), 1)
         positions.extend(range(line * width + first - 1, line * width + length - 1))
         targets.extend(ids[first:])
