@@ -1,8 +1,8 @@
 """The settings of a run: one frozen class per part, each field's docstring being its help.
 
-Owns names, types, defaults and the checks that values can fail. Where values come from (YAML, command
-line, aliases of other tools) is `config_file.py`; what other parts derive from them is theirs. Nothing
-changes a value afterwards: modules take plain arguments, not these classes.
+Owns names, types, defaults and the checks that values can fail. Where values come from (YAML,
+command line, aliases of other tools) is `config_file.py`; what other parts derive from them is
+theirs. Nothing changes a value afterwards: modules take plain arguments, not these classes.
 """
 
 import re

@@ -1,0 +1,243 @@
+"""The `myna` program: its commands, their arguments, and what an error looks like.
+
+Owns parsing and exit codes only; each command's work is in its own file, imported when it runs, so
+that `myna --help` loads no torch.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from myna import __version__
+from myna.errors import MynaError
+
+if TYPE_CHECKING:
+    from myna.config_file import ResolvedConfig
+
+app = typer.Typer(
+    name="myna",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG.yaml] [KEY=VALUE ...]",
+        help="A YAML or a run directory, then settings that override it.",
+        show_default=False,
+    ),
+]
+Model = Annotated[str | None, typer.Option(help="Base model: a folder or a hub id.")]
+Data = Annotated[list[str] | None, typer.Option(help="Training data: JSON or JSONL (repeatable).")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python files that come with the model. Only for models whose code you have read.",
+    ),
+]
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN|MODEL]",
+        help="A run directory, an adapter folder, a model folder or a hub id. Default: newest run.",
+        show_default=False,
+    ),
+]
+Temperature = Annotated[
+    float | None, typer.Option(min=0.0, help="0 is greedy. Default: the model's own.")
+]
+TopP = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Nucleus sampling.")]
+TopK = Annotated[int | None, typer.Option(min=0, help="Sample among the k likeliest; 0: all.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(min=0.01, help="Above 1: repeat less.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")]
+System = Annotated[
+    str | None,
+    typer.Option(help="Persona or instruction. Default: the one used in training."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """LoRA fine-tuning of chat models without silent mistakes.
+
+    Start with `myna demo`, or `myna train --model MODEL --data FILE`.
+    """
+    if version:
+        typer.echo(f"myna {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    settings: Settings = None,
+    model: Model = None,
+    data: Data = None,
+    output: Annotated[str | None, typer.Option(help="Run directory.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start another run in the next free directory.")
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Train an adapter. The same command resumes an interrupted run."""
+    from myna.cli import train as command
+
+    flags = {"model": model, "data": data, "output": output}
+    command.run(_resolve(settings, flags), fresh=fresh, trust_remote_code=trust_remote_code)
+
+
+@app.command()
+def data(
+    settings: Settings = None,
+    model: Model = None,
+    data: Data = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Show the first N trained rows token by token.")
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Show what would be trained: accounting, lengths, coloured tokens."""
+    from myna.cli import data as command
+    from myna.cli.preparation import prepare_rows
+    from myna.cli.terminal import console
+
+    resolved = _resolve(settings, {"model": model, "data": data})
+    prepared = prepare_rows(resolved.config, trust_remote_code=trust_remote_code)
+    command.show(prepared, as_json=as_json, rows=rows, console=console)
+
+
+@app.command()
+def chat(
+    source: Source = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Ask this, print the answer and leave.")
+    ] = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Talk to an adapter or a model. /clear forgets, /quit leaves."""
+    from myna.cli import chat as command
+
+    command.run(
+        source,
+        prompt=prompt,
+        system=system,
+        sampling={
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+        },
+        trust_remote_code=trust_remote_code,
+    )
+
+
+@app.command()
+def generate(
+    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="As in `myna chat`.")],
+    questions: Annotated[Path, typer.Argument(metavar="INPUT", help="JSON or JSONL rows.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="JSONL with the answers.")],
+    system: System = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.")] = 8,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Answer every row of a file."""
+    from myna.cli import generate as command
+
+    command.run(
+        source,
+        questions,
+        output,
+        system=system,
+        batch_size=batch_size,
+        sampling={
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "repetition_penalty": repetition_penalty,
+            "seed": seed,
+        },
+        trust_remote_code=trust_remote_code,
+    )
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
+) -> None:
+    """Fine-tune the embedded model in about a minute and show what it learned."""
+    from myna.cli import demo as command
+
+    command.run(output)
+
+
+@app.command()
+def doctor(model: Model = None) -> None:
+    """Show hardware, speed, versions, and what would fit."""
+    from myna.cli import doctor as command
+    from myna.cli.terminal import console
+
+    command.run(model, console)
+
+
+def _resolve(settings: list[str] | None, flags: dict[str, object]) -> "ResolvedConfig":
+    from myna.config_file import load_config
+
+    rest = list(settings or [])
+    path = Path(rest.pop(0)) if rest and "=" not in rest[0] else None
+    return load_config(path, rest, flags)
+
+
+def main() -> None:
+    """Run a command; errors of ours become one message and an exit code, bugs a traceback."""
+    try:
+        app()
+    except MynaError as error:
+        _print_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        _print_error(
+            "this is a bug in myna, not a mistake of yours.\n"
+            "  Please report it with the lines above and the output of `myna doctor`."
+        )
+        sys.exit(1)
+
+
+def _print_error(text: str) -> None:
+    from myna.cli.terminal import error_console
+
+    error_console.print("[bold red]error:[/] ", end="")
+    error_console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""loss.png: the training loss of every step, its trend, and the held-out loss.
+
+Owns one picture. Reads events only.
+"""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+INK = "#1f4e79"
+HELD_OUT = "#c0392b"
+
+
+def plot_loss(events: Iterable[dict[str, Any]], path: Path, *, title: str) -> None:
+    """Draw the loss curve into `path` (PNG); epochs are marked by thin vertical lines.
+
+    The trend is an exponential mean over about a twentieth of the run.
+    """
+    events = list(events)
+    steps = [event for event in events if event["event"] == "step"]
+    evaluations = [event for event in events if event["event"] == "eval"]
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    numbers = [event["step"] for event in steps]
+    losses = [event["loss"] for event in steps]
+    axes.plot(numbers, losses, color=INK, alpha=0.3, linewidth=0.8, label="each step")
+    axes.plot(numbers, _trend(losses), color=INK, linewidth=1.8, label="trend")
+    if evaluations:
+        axes.plot(
+            [event["step"] for event in evaluations],
+            [event["loss"] for event in evaluations],
+            color=HELD_OUT,
+            marker="o",
+            markersize=4,
+            linewidth=1.2,
+            label="held-out rows",
+        )
+    for earlier, later in pairwise(steps):
+        if int(later["epoch"]) > int(earlier["epoch"]) and later is not steps[-1]:
+            axes.axvline(later["step"], color="0.85", linewidth=0.8, zorder=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss per trained token")
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _trend(losses: list[float]) -> list[float]:
+    keep = 1 - 1 / max(1.0, len(losses) / 20)
+    total, weight, trend = 0.0, 0.0, []
+    for loss in losses:
+        total = keep * total + loss
+        weight = keep * weight + 1
+        trend.append(total / weight)
+    return trend
