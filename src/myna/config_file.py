@@ -117,8 +117,7 @@ def load_config(
     entries: dict[str, _Entry] = {}
     if path is not None:
         entries |= _canonical(_read_yaml(path))
-    for text in overrides:
-        entries |= _canonical(_read_override(text))
+    entries |= _canonical(dict(_read_override(text) for text in overrides))
     for name, value in (flags or {}).items():
         if value is not None:
             entries[name] = _Entry(value, f"command line (--{name})")
@@ -210,7 +209,7 @@ def _add(entries: dict[str, _Entry], name: str, key: Any, value: Any, path: Path
         loader.dispose()
 
 
-def _read_override(text: str) -> dict[str, _Entry]:
+def _read_override(text: str) -> tuple[str, _Entry]:
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise ConfigError(
@@ -221,7 +220,7 @@ def _read_override(text: str) -> dict[str, _Entry]:
         parsed = yaml.safe_load(value) if value else None
     except yaml.YAMLError:
         parsed = value
-    return {name: _Entry(parsed, "command line")}
+    return name, _Entry(parsed, "command line")
 
 
 def _canonical(entries: dict[str, _Entry]) -> dict[str, _Entry]:
@@ -232,9 +231,11 @@ def _canonical(entries: dict[str, _Entry]) -> dict[str, _Entry]:
         by_leaf.setdefault(name.rpartition(".")[2], name)
     found: dict[str, _Entry] = {}
     compound: dict[str, _Entry] = {}
+    # Axolotl's micro_batch_size is ours, but for the accumulation that may stand beside it.
+    accumulates = any(name.endswith("gradient_accumulation_steps") for name in entries)
     for name, entry in entries.items():
         leaf = name.rpartition(".")[2]
-        if leaf in COMPOUND:
+        if leaf in COMPOUND and (accumulates or leaf != "micro_batch_size"):
             compound[leaf] = entry
             continue
         canonical = name if name in known else None
@@ -287,7 +288,7 @@ def _translate(canonical: str, value: Any) -> Any:
 
 
 def _expand_compound(compound: dict[str, _Entry], found: dict[str, _Entry]) -> None:
-    """Spread names with a combined meaning over ours, in place.
+    """Spread names with a combined meaning over our settings, in place.
 
     `per_device_train_batch_size` 8 with `gradient_accumulation_steps` 2 means 16 rows per step,
     computed 8 at a time.
@@ -309,19 +310,16 @@ def _expand_compound(compound: dict[str, _Entry], found: dict[str, _Entry]) -> N
         micro = compound[per_device[0]]
         rows = _whole_number(per_device[0], micro)
         found["train.micro_batch_size"] = _Entry(rows, f"{micro.source} ({per_device[0]})")
-        if per_device[0] == "per_device_train_batch_size" or accumulation is not None:
-            times = (
-                _whole_number("gradient_accumulation_steps", accumulation) if accumulation else 1
+        times = _whole_number("gradient_accumulation_steps", accumulation) if accumulation else 1
+        if "train.batch_size" in found:
+            raise ConfigError(
+                f"{found['train.batch_size'].source}: batch_size contradicts "
+                f"{per_device[0]} ({micro.source}). batch_size is the number of rows per step; "
+                f"keep it, or keep {per_device[0]} with gradient_accumulation_steps."
             )
-            if "train.batch_size" in found:
-                raise ConfigError(
-                    f"{found['train.batch_size'].source}: batch_size contradicts "
-                    f"{per_device[0]} ({micro.source}). batch_size is the number of rows per step; "
-                    f"keep it, or keep {per_device[0]} with gradient_accumulation_steps."
-                )
-            found["train.batch_size"] = _Entry(
-                rows * times, f"{micro.source} ({per_device[0]} {rows} x accumulation {times})"
-            )
+        found["train.batch_size"] = _Entry(
+            rows * times, f"{micro.source} ({per_device[0]} {rows} x accumulation {times})"
+        )
     if "gradient_checkpointing" in compound:
         entry = compound["gradient_checkpointing"]
         if not isinstance(entry.value, bool):

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -18,7 +18,7 @@ class EventLog:
     """Appends events to a file (None: none is written) and tells listeners of them."""
 
     def __init__(self, path: Path | None, *listeners: Listener) -> None:
-        self._file = None if path is None else open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+        self._file = None if path is None else open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._listeners = listeners
         if self._file is not None and path is not None and not _ends_with_newline(path):
             self._file.write("\n")  # a line torn by a crash must not swallow the next one
@@ -32,7 +32,11 @@ class EventLog:
         for listener in self._listeners:
             listener(entry)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        """The log itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()

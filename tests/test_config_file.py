@@ -1,0 +1,215 @@
+"""Settings from YAML, overrides and flags: aliases, provenance, and the text of every error."""
+
+from pathlib import Path
+
+import pytest
+
+from myna.config import Config, flatten, is_free, leaves
+from myna.config_file import ALIASES, load_config
+from myna.errors import ConfigError
+
+
+def write(folder: Path, text: str, name: str = "job.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return write(tmp_path, "model: some/model\ndata: rows.json\n")
+
+
+def error(path: Path | None, *overrides: str, **flags: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides, flags)
+    return str(caught.value)
+
+
+def test_later_sources_win_and_each_value_says_where_it_came_from(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "model: m\ndata: d.json\ntrain:\n  seed: 1\n  epochs: 2\nheld_out: 0.1\n"
+    )
+    resolved = load_config(path, ["train.seed=0", "held_out=0"], {"model": "other", "data": None})
+    assert resolved.config.train.seed == 0  # 0 is a value, not "unset"
+    assert resolved.config.held_out == 0
+    assert resolved.config.model == "other"
+    assert resolved.config.train.epochs == 2
+    assert resolved.sources["train.seed"] == "command line"
+    assert resolved.sources["train.epochs"] == f"{path} line 5"
+    assert resolved.sources["model"] == "command line (--model)"
+    assert "train.batch_size" not in resolved.sources
+
+
+def test_resolved_settings_are_yaml_that_reads_back_the_same(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, 'model: m\ndata: [a.json, b.json]\nsystem: "甄嬛\\n\\n # 一"\nlr: 1e-5\n'
+    )
+    resolved = load_config(path)
+    text = resolved.to_yaml()
+    assert f"learning_rate: 1e-05  # {path} line 4 (lr)" in text
+    assert "epochs: 3.0  # default" in text
+    again = load_config(write(tmp_path, text, "config.yaml"))
+    assert again.config == resolved.config
+    assert load_config(tmp_path).config == resolved.config  # a run directory stands for its YAML
+
+
+def test_exponent_without_a_point_is_a_number(job: Path) -> None:
+    assert load_config(job, ["train.learning_rate=1e-4"]).config.train.learning_rate == 0.0001
+    flat = write(job.parent, "model: m\ndata: d\nlearning_rate: 1e-4\n", "flat.yaml")
+    assert load_config(flat).config.train.learning_rate == 0.0001
+
+
+def test_the_tutorials_training_arguments_mean_what_they_mean_there(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+model_name_or_path: vivo-ai/BlueLM-7B-Chat
+dataset: huanhuan.json
+output_dir: output/BlueLM
+per_device_train_batch_size: 8
+gradient_accumulation_steps: 2
+logging_steps: 10
+num_train_epochs: 3
+gradient_checkpointing: true
+save_steps: 100
+learning_rate: 1e-4
+save_on_each_node: true
+lora:
+  r: 8
+  lora_alpha: 32
+  lora_dropout: 0.1
+  target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+""",
+    )
+    config = load_config(path).config
+    assert (config.train.batch_size, config.train.micro_batch_size) == (16, 8)
+    assert config.train.checkpointing == "all"
+    assert config.output == "output/BlueLM"
+    assert (config.train.logging_steps, config.train.save_steps) == (10, 100)
+    assert (config.train.epochs, config.train.learning_rate) == (3, 1e-4)
+    assert config.train.save_on_each_node
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (8, 32, 0.1)
+    assert len(config.lora.target_modules) == 7
+
+
+@pytest.mark.parametrize("alias", sorted(ALIASES))
+def test_every_alias_leads_to_a_setting(alias: str) -> None:
+    assert ALIASES[alias] in leaves()
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "value"),
+    [
+        ("lora_target=all", "lora.target_modules", "all-linear"),
+        ("lora_target=q_proj,v_proj", "lora.target_modules", ["q_proj", "v_proj"]),
+        ("lora.target_modules=.*\\.(q|v)_proj", "lora.target_modules", ".*\\.(q|v)_proj"),
+        ("init_lora_weights=true", "lora.init", "default"),
+        ("init_lora_weights=pissa_niter_16", "lora.init", "pissa_niter_16"),
+        ("lr_scheduler_type=constant_with_warmup", "train.schedule", "constant"),
+        ("bf16=true", "dtype", "bfloat16"),
+        ("bf16=false", "dtype", "auto"),
+        ("rank=4", "lora.rank", 4),
+        ("val_size=0.1", "held_out", 0.1),
+    ],
+)
+def test_other_tools_words(job: Path, override: str, name: str, value: object) -> None:
+    assert flatten(load_config(job, [override]).config)[name] == value
+
+
+def test_every_setting_has_its_help() -> None:
+    for name, field in leaves().items():
+        assert field.description, name
+    assert {name for name, field in leaves().items() if is_free(field)} == {
+        "train.logging_steps",
+        "train.save_steps",
+        "train.keep_checkpoints",
+        "train.save_on_each_node",
+    }
+
+
+def test_relative_paths_are_found_beside_the_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = write(tmp_path, "model: vivo-ai/BlueLM-7B-Chat\ndata: rows.json\n")
+    (tmp_path / "rows.json").write_text("[]")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = load_config(job).config
+    assert config.data == [str(tmp_path / "rows.json")]
+    assert config.model == "vivo-ai/BlueLM-7B-Chat"
+
+
+def test_unknown_keys_name_file_line_and_nearest_key(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: m\ndata: d\nlora:\n  rnak: 8\n")
+    assert error(path) == (
+        f'{path} line 4: unknown key "lora.rnak". Did you mean "lora.rank"?\n'
+        "  Known keys: lora.rank, lora.alpha, lora.dropout, lora.target_modules, "
+        "lora.use_rslora, lora.use_dora, lora.init, lora.start_from."
+    )
+    text = error(tmp_path / "job.yaml", "learnin_rate=1")  # the YAML's own fault comes first
+    assert "lora.rnak" in text
+    clean = write(tmp_path, "model: m\ndata: d\n", "clean.yaml")
+    assert 'unknown key "learnin_rate". Did you mean "train.learning_rate"?' in error(
+        clean, "learnin_rate=1"
+    )
+    assert 'unknown key "gradient_acumulation_steps". Did you mean "gradient_accumulation' in error(
+        clean, "gradient_acumulation_steps=1"
+    )
+    assert 'unknown key "train.rank". Did you mean' in error(clean, "train.rank=8")
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("train.learning_rate=-1", "train.learning_rate is -1; expected to be greater than 0."),
+        ("train.epochs=zero", "train.epochs is 'zero'; expected to be a valid number"),
+        ("lora.dropout=1", "lora.dropout is 1; expected to be less than 1."),
+        ("train.schedule=linaer", "expected to be 'linear', 'cosine' or 'constant'."),
+        ("lora.init=pisa", "lora.init is 'pisa'; expected default, gaussian, orthogonal, pissa,"),
+        ("held_out=1.5", "held_out is 1.5; expected a share below 1 or a whole number of rows"),
+        ("keep_best=true", "train.keep_best needs held-out rows and held_out is 0; set held_out"),
+        ("gradient_accumulation_steps=2", "batch_size is the number of rows per optimizer step."),
+        ("per_device_train_batch_size=x", "is 'x'; expected a whole number from 1."),
+        ("gradient_checkpointing=3", "gradient_checkpointing is 3; expected true or false."),
+        ("train.seed", "expected key=value, for example train.learning_rate=1e-4."),
+    ],
+)
+def test_impossible_values(job: Path, override: str, text: str) -> None:
+    assert text in error(job, override)
+
+
+def test_faults_of_the_file_itself(tmp_path: Path) -> None:
+    assert "not YAML" in error(write(tmp_path, "model: [m\n")) and "line 2" in error(
+        tmp_path / "job.yaml"
+    )
+    twice = write(tmp_path, "model: m\ndata: d\nmodel: n\n")
+    assert error(twice) == f'{twice} line 3: "model" is set a second time (first: {twice} line 1).'
+    alias = write(tmp_path, "model: m\ndata: d\nseed: 1\ntrain: {seed: 2}\n")
+    assert "sets train.seed a second time" in error(alias)
+    assert "found a sequence, expected `key: value` lines" in error(write(tmp_path, "- a\n"))
+    assert f'{write(tmp_path, "data: d")}: "model" is not set.' in error(tmp_path / "job.yaml")
+    assert 'command line: "data" is not set' in error(None, model="m")
+    missing = error(tmp_path / "jbo.yaml")
+    assert "no such file" in missing and f'Did you mean "{tmp_path / "job.yaml"}"?' in missing
+    (tmp_path / "empty").mkdir()
+    assert "is a folder without config.yaml, so it is not a run of myna" in error(
+        tmp_path / "empty"
+    )
+
+
+def test_settings_cannot_be_changed() -> None:
+    config = Config(model="m", data=["d"])
+    with pytest.raises(ValueError, match="frozen"):
+        config.model = "n"  # type: ignore[misc]
+
+
+def test_micro_batch_size_is_ours_alone_and_axolotls_with_accumulation(job: Path) -> None:
+    ours = load_config(job, ["micro_batch_size=4", "batch_size=32"]).config.train
+    assert (ours.micro_batch_size, ours.batch_size) == (4, 32)
+    axolotl = load_config(job, ["micro_batch_size=4", "gradient_accumulation_steps=3"]).config.train
+    assert (axolotl.micro_batch_size, axolotl.batch_size) == (4, 12)
+    assert "batch_size contradicts per_device_train_batch_size" in error(
+        job, "batch_size=8", "per_device_train_batch_size=4"
+    )

@@ -1,0 +1,81 @@
+"""Checkpoints: whole or absent, intact or not used."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from myna.training.checkpoint import (
+    Checkpoint,
+    State,
+    folder_of,
+    latest_checkpoint,
+    load_best,
+    save_best,
+    save_checkpoint,
+)
+
+
+def save(root: Path, step: int) -> Path:
+    adapter = {"q.lora_A": torch.full((2, 3), float(step))}
+    optimizer = {"q.lora_A.exp_avg": torch.full((2, 3), -float(step))}
+    return save_checkpoint(root, State(step, best_loss=0.5), adapter, optimizer, keep=2)
+
+
+def latest(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    said: list[str] = []
+    return latest_checkpoint(root, said.append), said
+
+
+def test_what_was_saved_is_what_is_found(tmp_path: Path) -> None:
+    assert latest(tmp_path) == (None, [])
+    save(tmp_path, 5)
+    found, said = latest(tmp_path)
+    assert found is not None and said == []
+    assert found.state == State(5, best_loss=0.5)
+    assert torch.equal(found.adapter["q.lora_A"], torch.full((2, 3), 5.0))
+    assert torch.equal(found.optimizer["q.lora_A.exp_avg"], torch.full((2, 3), -5.0))
+
+
+def test_the_newest_two_stay_whatever_the_clock_says(tmp_path: Path) -> None:
+    import os
+
+    for step in (1, 2, 10):
+        save(tmp_path, step)
+    os.utime(folder_of(tmp_path, 10), (0, 0))
+    save(tmp_path, 11)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+    if damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-1] if damage == "cut" else content)
+    found, said = latest(tmp_path)
+    assert found is not None and found.state.step == 1
+    assert len(said) == 1 and "checkpoint step-00000002 is damaged" in said[0]
+    assert (tmp_path / "step-00000002.corrupt").is_dir()
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    aside = tmp_path / ".step-00000002.tmp-77"
+    aside.mkdir()
+    (aside / "state.json").write_text("{")
+    found, said = latest(tmp_path)
+    assert found is not None and found.state.step == 1 and said == []
+
+
+def test_best_adapter(tmp_path: Path) -> None:
+    save_best(tmp_path, 3, 0.25, {"a": torch.ones(2)})
+    assert torch.equal(load_best(tmp_path)["a"], torch.ones(2))
