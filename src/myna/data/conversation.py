@@ -14,7 +14,7 @@ ROLES: tuple[str, ...] = get_args(Role)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands, as a person finds it: file, 1-based line and 1-based number of the row."""
+    """Where a row stands, as a person finds it: file, line and number of the row, from 1."""
 
     file: Path
     line: int
@@ -27,7 +27,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `reasoning` is the thinking that precedes an assistant's content, if the data has it."""
+    """One turn. `reasoning` is the thinking before an assistant's content, if the data has it."""
 
     role: Role
     content: str

@@ -1,0 +1,746 @@
+"""Encoding: conversations to pairs of prompt ids and completion ids.
+
+Owns the one place where a prompt is made, for training, chat and servers alike, and the rule by
+which an answer becomes labels:
+
+    prompt ids      the template over the messages before the answer, with the generation prompt,
+                    tokenized without added special tokens: what vLLM and transformers'
+                    `apply_chat_template(tokenize=True)` send. A BOS is there if the template writes
+                    one; where it writes none, servers add none, and neither does this (said aloud).
+    completion      the template over the messages with the answer, less the prompt text, up to and
+                    including the first stop token.
+
+Also here: what is refused, over-long rows, and the accounting of rows. Knows no files and no
+models; templates are `templates.py`, batches `loader.py`.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from myna.data.conversation import Conversation, Message, Place
+from myna.data.faults import Fault, raise_faults
+from myna.data.formats import Rows
+from myna.data.templates import ChatTemplate, TemplateError
+from myna.errors import ConfigError, DataError
+
+OverLength = Literal["error", "drop", "truncate_prompt"]
+ControlTokens = Literal["error", "allow"]
+
+_BATCH = 512
+"""Conversations tokenized by one call: enough to keep a fast tokenizer's threads busy."""
+
+_MIN_KEPT = 32
+"""Characters of a user text that shortening leaves at least; less is no question any more."""
+
+_GAP = " … "
+"""Stands where the middle of a user text was taken out."""
+
+_ANCHORS = ("", "\n", "a", "。", "0")
+"""Texts behind which a completion is encoded alone; their own tokens are taken off again."""
+
+_THINK_TAIL = re.compile(r"(?:<think>\s*)?(?:</think>\s*)?\Z")
+"""What the generation prompt of a thinking model may end in, and its history lack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered prompt and its token ids."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One trained answer: context without labels, then a completion of which every id is one."""
+
+    prompt_text: str
+    completion_text: str
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    place: Place
+    turn: int
+    """Number of the answer in its row, counted from 1."""
+    truncated: str | None = None
+    """What was taken out of the prompt to fit `max_length`: `turns_dropped`, `text_shortened`."""
+
+
+class RowRefused(DataError):
+    """A row that cannot be trained on; `reason` is a word for the accounting."""
+
+    def __init__(
+        self,
+        reason: str,
+        place: Place,
+        finding: str,
+        mend: str = "",
+        *,
+        kind: str | None = None,
+        length: int = 0,
+    ) -> None:
+        self.reason = reason
+        self.fault = Fault(kind or reason, place, finding, mend)
+        self.length = length
+        """Tokens of the refused row, where its length is the reason."""
+        super().__init__(str(self.fault))
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """What became of every row: rows_in = trained + refused + truncated."""
+
+    rows_in: int
+    trained: int
+    """Rows trained whole."""
+    refused: Mapping[str, int]
+    """Rows not trained, by reason."""
+    truncated: Mapping[str, int]
+    """Rows trained with a shortened prompt, by what was taken out."""
+    tokens: int
+    """Token positions of all examples, prompts and completions."""
+    trained_tokens: int
+    """Those with a label."""
+
+    def __post_init__(self) -> None:
+        """Refuse an account that does not add up."""
+        total = self.trained + sum(self.refused.values()) + sum(self.truncated.values())
+        assert self.rows_in == total, f"{self.rows_in} rows came in and {total} are accounted for"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as `myna data --json` and data.json have them."""
+        return {
+            "rows_in": self.rows_in,
+            "trained": self.trained,
+            "refused": dict(self.refused),
+            "truncated": dict(self.truncated),
+            "tokens": self.tokens,
+            "trained_tokens": self.trained_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Everything a run trains on."""
+
+    examples: list[Example]
+    accounting: Accounting
+    notes: tuple[str, ...]
+    """What a person should know before step 1, one line each."""
+    content_hash: str
+    """sha256 of the data files."""
+    template: ChatTemplate
+    """The template to save and serve with: the encoder's, its thinking switch set as trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """An answer as text, before tokenization."""
+
+    prompt_text: str
+    completion_text: str
+    before: Sequence[Message]
+    answer: Message
+    tools: Sequence[Mapping[str, Any]] | None
+    place: Place
+    number: int
+    remark: str | None
+    """What was done to the text beyond the template, for the notes."""
+
+
+class Encoder:
+    """Renders and tokenizes conversations with one tokenizer and one template.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        template: from `choose_template`.
+        stop_ids: ids that generation stops on. See the attribute `stop_ids`.
+        system: put in front of conversations and prompts without a system message of their own.
+        max_length: longest example in tokens, prompt and completion; None: no limit.
+        over_length: what happens to longer ones.
+        control_tokens: what happens to a text that spells one of the tokenizer's control tokens.
+
+    Raises:
+        ConfigError: tokenizer and template cannot give an answer that ends.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: ChatTemplate,
+        *,
+        stop_ids: Sequence[int],
+        system: str | None = None,
+        max_length: int | None = None,
+        over_length: OverLength = "error",
+        control_tokens: ControlTokens = "error",
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.stop_ids = tuple(stop_ids)
+        """Those given, and what the template ends an answer with: generation has to stop on all."""
+        self.system = system if system and system.strip() else None
+        self.max_length = max_length
+        self.over_length = over_length
+        self.control_tokens = control_tokens
+        self.notes = list(template.notes)
+        self._renderers = {on: template.with_thinking(on) for on in (False, True)}
+        self._control = _control_pattern(tokenizer, template)
+        if self.system:
+            self._check_system(self.system)
+        self._settle_stop_ids()
+        self._stop_set = frozenset(self.stop_ids)
+        self._stop = _any_of(
+            token.content
+            for id_, token in tokenizer.added_tokens_decoder.items()
+            if id_ in self._stop_set
+        )
+        self._check_bos()
+
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Prompt:
+        """What the model is sent to answer `messages`; the same ids as in training.
+
+        Raises:
+            DataError: a text spells a control token, or the template does not accept the messages.
+        """
+        if found := self._find_control_token(messages, tools):
+            _, finding, mend = found
+            raise DataError(f"{_capital(finding)}\n  {mend}")
+        try:
+            text = self.template.render(
+                self._with_system(messages), tools, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise DataError(f"The chat template does not accept these messages: {error}") from error
+        return Prompt(text, tuple(self._ids([text])[0]))
+
+    def encode(self, conversation: Conversation) -> list[Example]:
+        """One example per trained answer, in order.
+
+        Raises:
+            RowRefused: the row cannot be trained on as it is.
+        """
+        (outcome,) = self._encode_batch([conversation])
+        if isinstance(outcome, RowRefused):
+            raise outcome
+        return [example for example, _ in outcome]
+
+    def _encode_batch(
+        self, conversations: Sequence[Conversation]
+    ) -> list[list[tuple[Example, str | None]] | RowRefused]:
+        """Per conversation its examples, each with a remark for the notes, or why it is refused."""
+        rows: list[list[_Turn] | RowRefused] = []
+        for conversation in conversations:
+            try:
+                rows.append(list(self._turns(conversation)))
+            except RowRefused as refusal:
+                rows.append(refusal)
+        turns = [turn for row in rows if isinstance(row, list) for turn in row]
+        prompt_ids = iter(self._ids([turn.prompt_text for turn in turns]))
+        whole_ids = iter(self._ids([turn.prompt_text + turn.completion_text for turn in turns]))
+        outcomes: list[list[tuple[Example, str | None]] | RowRefused] = []
+        for row in rows:
+            if isinstance(row, RowRefused):
+                outcomes.append(row)
+                continue
+            # Taken for all turns before any can be refused: the iterators stay in step.
+            encoded = [(turn, next(prompt_ids), next(whole_ids)) for turn in row]
+            try:
+                outcomes.append([(self._fit(turn, *ids), turn.remark) for turn, *ids in encoded])
+            except RowRefused as refusal:
+                outcomes.append(refusal)
+        return outcomes
+
+    def _turns(self, conversation: Conversation) -> Iterator[_Turn]:
+        if found := self._find_control_token(conversation.messages, conversation.tools):
+            kind, finding, mend = found
+            raise RowRefused("control_token", conversation.place, finding, mend, kind=kind)
+        messages = self._with_system(conversation.messages)
+        number, found_any = 0, False
+        for index, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            number += 1
+            if message.trained:
+                found_any = True
+                yield self._turn(
+                    messages[:index], message, conversation.tools, conversation.place, number
+                )
+        if not found_any:
+            raise RowRefused(
+                "nothing_trained",
+                conversation.place,
+                "the row has no answer that is trained.",
+                "Add an answer or delete the row.",
+            )
+
+    def _turn(
+        self,
+        before: Sequence[Message],
+        answer: Message,
+        tools: Sequence[Mapping[str, Any]] | None,
+        place: Place,
+        number: int,
+    ) -> _Turn:
+        template = self._renderers[answer.reasoning is not None]
+        try:
+            prompt = template.render(before, tools, add_generation_prompt=True)
+            whole = template.render([*before, answer], tools, add_generation_prompt=False)
+        except TemplateError as error:
+            raise RowRefused(
+                "template",
+                place,
+                f"the chat template does not accept the messages: {error}",
+                kind=f"template:{error}",
+            ) from error
+        for message in (before[0], before[-1]):
+            if message.role in ("system", "user") and message.content.strip() not in prompt:
+                raise RowRefused(
+                    "text_dropped",
+                    place,
+                    f"the chat template leaves the {message.role} text out of the prompt.",
+                    f"The prompt is {_excerpt(prompt)}",
+                    kind=f"text_dropped:{message.role}",
+                )
+        if tools and not _mentions_tools(template):
+            raise RowRefused(
+                "tools_dropped",
+                place,
+                "the row has tools and the chat template knows none.",
+                "Remove the tools, or set `template: FILE` to one that writes them.",
+            )
+        completion, remark = self._completion(prompt, whole, answer, place)
+        return _Turn(prompt, completion, before, answer, tools, place, number, remark)
+
+    def _completion(
+        self, prompt: str, whole: str, answer: Message, place: Place
+    ) -> tuple[str, str | None]:
+        """The text to learn: what `whole` has behind `prompt`, up to its first stop token."""
+        remark = None
+        if whole.startswith(prompt):
+            completion = whole[len(prompt) :]
+        else:
+            completion, remark = _join_thinking(prompt, whole, answer, place)
+        for name, text in (("answer", answer.content), ("reasoning", answer.reasoning or "")):
+            if text.strip() not in completion:
+                raise RowRefused(
+                    f"{name}_dropped",
+                    place,
+                    f"the chat template leaves out or changes the {name}.",
+                    f"It is {_excerpt(text)}; the template makes of it {_excerpt(completion)}",
+                )
+            if self._stop and (found := self._stop.search(text)):
+                raise RowRefused(
+                    "stop_in_answer",
+                    place,
+                    f'the {name} contains the stop token "{found.group()}", where it would be cut.',
+                    "Remove it from the text.",
+                )
+        if self._stop and (stop := self._stop.search(completion)):
+            return completion[: stop.end()], remark
+        eos = self.tokenizer.eos_token
+        return completion + eos, (
+            f'the chat template ends an answer with no stop token; "{eos}" was appended'
+        )
+
+    def _fit(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> Example:
+        """The example of a turn, shortened if it must and may be."""
+        example = self._example(turn, prompt_ids, whole_ids)
+        length = len(example.prompt_ids) + len(example.completion_ids)
+        if self.max_length is None or length <= self.max_length:
+            return example
+        if self.over_length == "truncate_prompt":
+            shorter = self._drop_turns(turn) or self._shorten_text(turn)
+            if shorter is not None:
+                return shorter
+        raise RowRefused(
+            "over_length",
+            turn.place,
+            f"{length} tokens (prompt {len(example.prompt_ids)}, answer "
+            f"{len(example.completion_ids)}), and max_length is {self.max_length}.",
+            length=length,
+        )
+
+    def _example(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> Example:
+        size = len(prompt_ids)
+        if whole_ids[:size] == prompt_ids:
+            completion_ids = whole_ids[size:]
+        else:
+            completion_ids = self._encode_alone(turn, prompt_ids, whole_ids)
+        if not completion_ids or completion_ids[-1] not in self._stop_set:
+            last = completion_ids[-1:]
+            raise RowRefused(
+                "no_stop",
+                turn.place,
+                f"the answer ends in {self.tokenizer.convert_ids_to_tokens(last)} (ids {last}), "
+                f"which is none of the stop ids {sorted(self._stop_set)}.",
+                "The model would not learn to stop; the tokenizer and its template do not fit.",
+            )
+        if not self._stop_set.isdisjoint(completion_ids[:-1]):
+            raise RowRefused(
+                "stop_in_answer",
+                turn.place,
+                "the answer contains a stop token before its end, where it would be cut.",
+                "Remove it from the text.",
+            )
+        return Example(
+            turn.prompt_text,
+            turn.completion_text,
+            tuple(prompt_ids),
+            tuple(completion_ids),
+            turn.place,
+            turn.number,
+        )
+
+    def _encode_alone(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> list[int]:
+        """Ids of the completion where a token of the whole text spans its border with the prompt.
+
+        A model that answers starts behind the prompt's last token, so the border is kept. Behind an
+        anchor no dummy prefix space is added; the decoded text decides which attempt is right.
+        """
+        whole_text = self._decode(whole_ids)
+        for anchor in _ANCHORS:
+            anchor_ids, joint_ids = self._ids([anchor, anchor + turn.completion_text])
+            if joint_ids[: len(anchor_ids)] != anchor_ids:
+                continue
+            completion_ids = joint_ids[len(anchor_ids) :]
+            if self._decode(prompt_ids + completion_ids) == whole_text:
+                return completion_ids
+        raise RowRefused(
+            "boundary",
+            turn.place,
+            "prompt and answer cannot be tokenized apart without changing the text.",
+            f"The prompt ends in {_excerpt(turn.prompt_text, tail=True)}, the answer is "
+            f"{_excerpt(turn.completion_text)}",
+        )
+
+    def _drop_turns(self, turn: _Turn) -> Example | None:
+        """Without as many of the oldest turns as it takes; system and last user turn stay."""
+        head, turns = _split_turns(turn.before)
+        for first in range(1, len(turns)):
+            before = [*head, *(message for group in turns[first:] for message in group)]
+            example = self._attempt(turn, before)
+            if example is not None:
+                return replace(example, truncated="turns_dropped")
+        return None
+
+    def _shorten_text(self, turn: _Turn) -> Example | None:
+        """Only the last turn, its user text without as much of its middle as it takes."""
+        head, turns = _split_turns(turn.before)
+        question, *rest = turns[-1]
+        best = None
+        low, high = _MIN_KEPT, len(question.content) - len(_GAP) - 1
+        while low <= high:
+            kept = (low + high) // 2
+            front = (kept + 1) // 2
+            text = question.content[:front] + _GAP + question.content[-(kept - front) :]
+            shorter = replace(question, content=text)
+            example = self._attempt(turn, [*head, shorter, *rest])
+            if example is None:
+                high = kept - 1
+            else:
+                best, low = example, kept + 1
+        return None if best is None else replace(best, truncated="text_shortened")
+
+    def _attempt(self, turn: _Turn, before: Sequence[Message]) -> Example | None:
+        """The turn with other messages before it, if that fits."""
+        made = self._turn(before, turn.answer, turn.tools, turn.place, turn.number)
+        example = self._example(
+            made, *self._ids([made.prompt_text, made.prompt_text + made.completion_text])
+        )
+        length = len(example.prompt_ids) + len(example.completion_ids)
+        assert self.max_length is not None, "nothing is shortened without a limit"
+        return example if length <= self.max_length else None
+
+    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if self.system is None or (messages and messages[0].role == "system"):
+            return messages
+        return [Message("system", self.system), *messages]
+
+    def _find_control_token(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[str, str, str] | None:
+        """(kind, finding, mend) of the first control token in what people wrote."""
+        if self.control_tokens == "allow" or self._control is None:
+            return None
+        number = 0
+        texts: list[tuple[str, str]] = []
+        for message in messages:
+            number += message.role == "user"
+            where = f" of turn {number}" if number else ""
+            texts.append((f"the {message.role} text{where}", message.content))
+            if message.reasoning is not None:
+                texts.append((f"the reasoning{where}", message.reasoning))
+        if tools:
+            texts.append(("the tools", json.dumps(list(tools), ensure_ascii=False)))
+        for name, text in texts:
+            if match := self._control.search(text):
+                token = match.group()
+                return (
+                    f"control_token:{token}:{name.split(' of ')[0]}",
+                    f'{name} contains "{token}" at character {match.start() + 1}, which the '
+                    "tokenizer reads as a control token; expected plain text.",
+                    "Remove or rewrite it, or set control_tokens: allow to have it read so.",
+                )
+        return None
+
+    def _check_system(self, system: str) -> None:
+        if found := self._find_control_token([Message("system", system)], None):
+            token = found[0].split(":", 1)[1].rsplit(":", 1)[0]
+            raise ConfigError(
+                f'system contains "{token}", which the tokenizer reads as a control token; '
+                "expected plain text.\n  Remove it: the chat template writes control tokens itself."
+            )
+
+    def _settle_stop_ids(self) -> None:
+        """Add to `stop_ids` what the template, or else the tokenizer, ends an answer with."""
+        answer = Message("assistant", "myna probe of the answer")
+        try:
+            whole = self.template.render(
+                [Message("user", "myna probe of the question"), answer], add_generation_prompt=False
+            )
+        except TemplateError as error:
+            raise ConfigError(
+                f"The chat template ({self.template.origin}) cannot render an answer: {error}\n"
+                "  Mend the template, or set `template: FILE` to another."
+            ) from error
+        if answer.content not in whole:
+            raise ConfigError(
+                f"The chat template ({self.template.origin}) leaves out the text of an answer; it "
+                f"renders {_excerpt(whole)}\n"
+                "  Mend the template, or set `template: FILE` to another."
+            )
+        tail = whole[whole.rindex(answer.content) + len(answer.content) :]
+        found = self._control.search(tail) if self._control else None
+        if found is not None:
+            (ids,) = self._ids([found.group()])
+            stop_id, why = ids[-1], "which ends an answer in the chat template"
+        elif self.tokenizer.eos_token_id is not None:
+            stop_id, why = self.tokenizer.eos_token_id, "the end-of-text token of the tokenizer"
+        else:
+            raise ConfigError(
+                f"Neither the chat template ({self.template.origin}) nor the tokenizer has a token "
+                "that ends an answer: a model trained so would never stop.\n"
+                "  Set `template: FILE` to one that writes a stop token, or use a tokenizer with "
+                "an eos token."
+            )
+        if stop_id not in self.stop_ids:
+            token = self.tokenizer.convert_ids_to_tokens(stop_id)
+            self.notes.append(
+                f'the model does not name "{token}" ({stop_id}), {why}, among its stop tokens; it '
+                "is added, in chat and in the saved adapter"
+            )
+            self.stop_ids = (*self.stop_ids, stop_id)
+
+    def _check_bos(self) -> None:
+        bos = self.tokenizer.bos_token_id
+        if bos is None:
+            return
+        text = self.template.render([Message("user", "a")], add_generation_prompt=True)
+        (ids,) = self._ids([text])
+        token = self.tokenizer.bos_token
+        if ids[:2] == [bos, bos]:
+            raise ConfigError(
+                f'The chat template ({self.template.origin}) writes "{token}" twice at the start: '
+                f"{_excerpt(text)}\n  Mend the template; it has to stand there once."
+            )
+        if bos not in ids and self.tokenizer("a")["input_ids"][:1] == [bos]:
+            self.notes.append(
+                f'the chat template writes no "{token}"; servers add none to a rendered chat, so '
+                "training and chat go without"
+            )
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def encode_dataset(encoder: Encoder, rows: Rows) -> Dataset:
+    """Encode all rows and account for each.
+
+    Raises:
+        DataError: all refused rows at once, unless their length is the reason and `over_length`
+            allows to drop them; or no row is left.
+    """
+    examples: list[Example] = []
+    faults: list[Fault] = []
+    longest = 0
+    refused: Counter[str] = Counter()
+    truncated: Counter[str] = Counter()
+    remarks: Counter[str] = Counter()
+    trained = 0
+    conversations = rows.conversations
+    for start in range(0, len(conversations), _BATCH):
+        for outcome in encoder._encode_batch(conversations[start : start + _BATCH]):
+            if isinstance(outcome, RowRefused):
+                longest = max(longest, outcome.length)
+                if outcome.reason == "over_length" and encoder.over_length != "error":
+                    refused[outcome.reason] += 1
+                else:
+                    faults.append(outcome.fault)
+                continue
+            kinds = {example.truncated for example, _ in outcome} - {None}
+            if kinds:
+                truncated["text_shortened" if "text_shortened" in kinds else "turns_dropped"] += 1
+            else:
+                trained += 1
+            examples.extend(example for example, _ in outcome)
+            remarks.update(remark for _, remark in outcome if remark)
+    mend = (
+        f"The longest has {longest} tokens: set max_length to {longest}, or over_length to drop "
+        "or truncate_prompt."
+    )
+    raise_faults(
+        [replace(fault, mend=mend) if fault.kind == "over_length" else fault for fault in faults]
+    )
+    if not examples:
+        raise DataError(
+            f"No row is left to train on: all {len(conversations)} are longer than max_length "
+            f"({encoder.max_length}); the longest has {longest} tokens.\n"
+            "  Raise max_length. Training has not started."
+        )
+    accounting = Accounting(
+        len(conversations),
+        trained,
+        dict(refused),
+        dict(truncated),
+        sum(len(example.prompt_ids) + len(example.completion_ids) for example in examples),
+        sum(len(example.completion_ids) for example in examples),
+    )
+    thinking = any(
+        message.reasoning is not None and message.trained
+        for conversation in conversations
+        for message in conversation.messages
+    )
+    template = encoder.template.with_thinking(True) if thinking else encoder.template
+    notes = [*rows.notes, *encoder.notes]
+    notes += [f"{remark} ({count:,} answers)" for remark, count in remarks.items()]
+    notes += _dataset_notes(encoder, conversations, examples, thinking)
+    return Dataset(examples, accounting, tuple(notes), rows.content_hash, template)
+
+
+def _dataset_notes(
+    encoder: Encoder,
+    conversations: Sequence[Conversation],
+    examples: Sequence[Example],
+    thinking: bool,
+) -> Iterator[str]:
+    if encoder.template.has_thinking_switch:
+        yield (
+            "answers with reasoning are trained with thinking on, others with it off; chat thinks"
+            if thinking
+            else "no row has reasoning: trained with thinking off, and served so"
+        )
+    own = sum(conversation.messages[0].role == "system" for conversation in conversations)
+    if encoder.system and own:
+        yield f"{own:,} rows have a system message of their own and keep it in place of `system`"
+    pairs = {(example.prompt_ids, example.completion_ids) for example in examples}
+    if repeated := len(examples) - len(pairs):
+        yield f"{repeated:,} of {len(examples):,} examples repeat another exactly, and are kept"
+    unknown = encoder.tokenizer.unk_token_id
+    if unknown is not None and unknown not in encoder.stop_ids:
+        spelt = encoder.tokenizer.unk_token
+        lossy = sum(
+            unknown in example.completion_ids and spelt not in example.completion_text
+            for example in examples
+        )
+        if lossy:
+            yield f'{lossy:,} answers have characters the tokenizer lacks; "{spelt}" is trained'
+
+
+def _join_thinking(
+    prompt: str, whole: str, answer: Message, place: Place
+) -> tuple[str, str | None]:
+    """The completion where history lacks the thinking block that the generation prompt opens."""
+    match = _THINK_TAIL.search(prompt)
+    assert match is not None, "the pattern matches the empty end"
+    head, tail = prompt[: match.start()], match.group()
+    rest = whole[len(head) :]
+    if not rest.startswith(answer.content):
+        rest = rest.lstrip()
+    if not (tail and whole.startswith(head) and rest.startswith(answer.content.strip())):
+        raise RowRefused(
+            "prompt_not_prefix",
+            place,
+            "the chat template writes the conversation so far differently once the answer is "
+            "there, so prompt and answer cannot be told apart.",
+            f"Prompt: {_excerpt(prompt, tail=True)}\n  Whole: {_excerpt(whole, tail=True)}",
+        )
+    if "</think>" not in tail:
+        lead = "" if tail.endswith("\n") else "\n"
+        completion = f"{lead}{(answer.reasoning or '').strip()}\n</think>\n\n{rest}"
+        if answer.reasoning is None:
+            return completion, (
+                "the generation prompt opens <think>; answers without reasoning close it at once"
+            )
+        return completion, None
+    if answer.reasoning is not None:
+        raise RowRefused(
+            "reasoning_dropped",
+            place,
+            "the row has reasoning, and the generation prompt closes the thinking before it.",
+            f"Prompt: {_excerpt(prompt, tail=True)}",
+        )
+    return rest, None
+
+
+def _split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+    """The system message, if any, and the turns: each a user message with what follows it."""
+    head: list[Message] = []
+    turns: list[list[Message]] = []
+    for message in messages:
+        if message.role == "user":
+            turns.append([message])
+        else:
+            (turns[-1] if turns else head).append(message)
+    return head, turns
+
+
+def _control_pattern(tokenizer: Any, template: ChatTemplate) -> re.Pattern[str] | None:
+    """Texts that the tokenizer reads as control tokens.
+
+    Those are its special tokens and the added tokens that the template writes (`<think>` is often
+    not marked special); added tokens that are mere words or white space are not.
+    """
+    source = template.source + (template.tool_source or "")
+    return _any_of(
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.content.strip() and (token.special or token.content in source)
+    )
+
+
+def _any_of(texts: Iterator[str]) -> re.Pattern[str] | None:
+    # Longest first, as the tokenizer matches them.
+    listed = sorted(set(texts), key=len, reverse=True)
+    return re.compile("|".join(re.escape(text) for text in listed)) if listed else None
+
+
+def _mentions_tools(template: ChatTemplate) -> bool:
+    return re.search(r"\btools\b", template.source + (template.tool_source or "")) is not None
+
+
+def _excerpt(text: str, *, tail: bool = False, width: int = 160) -> str:
+    if len(text) > width:
+        text = "…" + text[-width:] if tail else text[:width] + "…"
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
