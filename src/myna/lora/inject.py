@@ -323,9 +323,3 @@ def _fill(model: PeftModel, init: str, seed: int) -> None:
         B.requires_grad_(values.trains_B)
         if values.residual is not None:
             weight.copy_(values.residual)
-
-
-def plain_alpha(scaling: float, rank: int) -> float:
-    """The alpha that gives `scaling` as alpha / rank, a whole number where that is exact."""
-    alpha = scaling * rank
-    return int(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha

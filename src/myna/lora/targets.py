@@ -6,6 +6,9 @@ cannot reach or should perhaps not reach. The adapter itself is left to `inject.
 those of peft, which is stricter here in one point: every single name has to exist.
 """
 
+# mypy: untyped-calls-exclude="transformers"
+# (transformers annotates its arguments but few of its return types.)
+
 import difflib
 import re
 from collections import Counter, defaultdict
@@ -170,11 +173,18 @@ def _missing_names(model: nn.Module, missing: Sequence[str]) -> str:
     verb = "is" if len(missing) == 1 else "are"
     lines = [f"lora.target_modules: {listed} {verb} not in this model ({type(model).__name__})."]
     for name in missing:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        if near:
-            lines.append(f'  "{name}": did you mean "{near[0]}"?')
+        if near := _nearest(name, known):
+            lines.append(f'  "{name}": did you mean "{near}"?')
     lines.append(_what_there_is(model))
     return "\n".join(lines)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    """The one most similar name; None if none is or several are equally so (c_proj: o_, q_ …)."""
+    likeness = {other: difflib.SequenceMatcher(None, name, other).ratio() for other in known}
+    best = max(likeness.values(), default=0.0)
+    nearest = [other for other, ratio in likeness.items() if ratio == best]
+    return nearest[0] if best > 0.75 and len(nearest) == 1 else None
 
 
 def _what_there_is(model: nn.Module) -> str:
