@@ -163,9 +163,7 @@ def test_state_of_another_shape_is_refused_with_every_difference(make_model):
     with pytest.raises(ConfigError) as caught:
         load_adapter_state(model, other)
     lines = str(caught.value).splitlines()
-    assert lines[0] == (
-        "The stored adapter does not belong to this model and these lora settings:"
-    )
+    assert lines[0] == ("The stored adapter does not belong to this model and these lora settings:")
     prefix = "  base_model.model.model.layers.0.self_attn."
     assert f"{prefix}v_proj.lora_A.weight is missing" in lines
     assert f"{prefix}k_proj.lora_A.weight is unknown" in lines

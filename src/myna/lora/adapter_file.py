@@ -19,6 +19,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,6 @@ def save_adapter(
     settings = {
         key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
     _write(folder / CONFIG_FILE, _json(settings))
     _write(folder / WEIGHTS_FILE, safetensors_bytes(state, metadata={"format": "pt"}))
     _write(folder / METADATA_FILE, _json(metadata.model_dump(mode="json")))
@@ -243,13 +243,15 @@ def _write(file: Path, content: bytes) -> None:
     """Write aside, sync, rename. safetensors' own writer would leave mode 0600."""
     aside = file.with_name(f"{file.name}.tmp")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(file)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise StorageError(
             f"{file}: cannot write {len(content):,} bytes: {error.strerror}.\n"
             "  Free some space or choose another output directory, then repeat the command."
