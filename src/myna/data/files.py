@@ -250,7 +250,7 @@ def _list_records(path: Path, text: str, start: int) -> Iterator[Record | BadRow
             position = _skip_white(text, position + 1)
     rest = _skip_white(text, position + 1)
     if rest < len(text):
-        error = json.JSONDecodeError("Extra data", text, rest)
+        error = json.JSONDecodeError("Text after list", text, rest)
         yield BadRow(_json_fault(error, Place(path, error.lineno, row + 1)))
 
 
@@ -348,7 +348,7 @@ _JSON_ADVICE = {
         "Texts stand in double quotes; a missing value is written null.",
     ),
     "Unterminated string starting at": (
-        'the " that ends the text begun here',
+        'its closing "',
         'Close the text, write a line break inside it as \\n and a " as \\".',
     ),
     "Invalid control character at": (
@@ -361,6 +361,7 @@ _JSON_ADVICE = {
     ),
     "Invalid \\uXXXX escape": ("four hexadecimal digits after \\u", "Write a backslash as \\\\."),
     "Extra data": ("the end of the row", "Put each row on a line of its own, or all into [ ]."),
+    "Text after list": ("the end of the file after ]", "Put all rows into one [ ]."),
     "Trailing comma": ("another row after the comma", "Remove the comma before ]."),
     "Unclosed list": ("] at the end of the list", "Was the file cut off?"),
 }
@@ -371,8 +372,10 @@ def _json_fault(error: json.JSONDecodeError, place: Place) -> Fault:
     name = error.msg.removesuffix(": ").split(": line")[0]
     expected, mend = _JSON_ADVICE.get(name, (name, ""))
     rest = error.doc[error.pos : error.pos + 12].split("\n")[0]
-    if error.pos >= len(error.doc):
-        found = "the end"
+    if name == "Unterminated string starting at":
+        found = "a text that begins here"
+    elif error.pos >= len(error.doc):
+        found = "the end of the file" if "\n" in error.doc else "the end of the line"
     else:
         found = _quote(rest) if rest else "the end of the line"
     finding = f"broken JSON: found {found}; expected {expected}."
