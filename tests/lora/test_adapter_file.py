@@ -147,7 +147,7 @@ def test_a_bfloat16_base(make_model, tmp_path, init):
 
 def test_saving_a_changed_base_without_its_initial_values_is_our_bug(make_model, tmp_path):
     injected = put(make_model(), init="pissa")
-    with pytest.raises(AssertionError, match="pass Injected.initial to save_adapter"):
+    with pytest.raises(AssertionError, match=r"pass Injected.initial to save_adapter"):
         save_adapter(injected.model, tmp_path, metadata=METADATA)
 
 
@@ -268,7 +268,7 @@ def test_training_on_refuses_what_is_more_than_lora(make_model, tmp_path, change
 def test_a_base_that_cannot_be_made_again_is_refused(make_model, tmp_path):
     config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa_niter_2")
     get_peft_model(make_model(), config).save_pretrained(str(tmp_path))
-    with pytest.raises(ConfigError, match="init_lora_weights is 'pissa_niter_2': the adapter be"):
+    with pytest.raises(ConfigError, match=r"init_lora_weights is 'pissa_niter_2': the adapter be"):
         load_adapter(make_model(), tmp_path)
 
 
@@ -302,7 +302,9 @@ def test_folders_that_are_no_adapters(make_model, tmp_path):
         f"  Did you mean {run / 'adapter'}?"
     )
     (run / "adapter" / "adapter_model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="has no adapter_model.safetensors. It holds: adapter_co"):
+    with pytest.raises(
+        ConfigError, match=r"has no adapter_model.safetensors. It holds: adapter_co"
+    ):
         read_adapter(run / "adapter")
 
 
@@ -310,17 +312,17 @@ def test_broken_files(make_model, tmp_path):
     save(put(make_model()), tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(StorageError, match="adapter_model.safetensors is broken: .*\n  Copy the"):
+    with pytest.raises(StorageError, match=r"adapter_model.safetensors is broken: .*\n  Copy the"):
         read_adapter(tmp_path)
     save(put(make_model()), tmp_path)
     (tmp_path / "myna.json").write_text('{"system": 5}')
-    with pytest.raises(StorageError, match="myna.json: base_model: Field required.\n  Copy the"):
+    with pytest.raises(StorageError, match=r"myna.json: base_model: Field required.\n  Copy the"):
         read_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(StorageError, match="adapter_config.json is no valid JSON: Expecting prop"):
+    with pytest.raises(StorageError, match=r"adapter_config.json is no valid JSON: Expecting prop"):
         read_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
-    with pytest.raises(ConfigError, match="peft_type is 'IA3'; myna reads LORA adapters only."):
+    with pytest.raises(ConfigError, match=r"peft_type is 'IA3'; myna reads LORA adapters only."):
         read_adapter(tmp_path)
 
 
@@ -367,5 +369,5 @@ def test_a_folder_that_cannot_be_written(make_model, tmp_path):
     assert str(caught.value).startswith(f"{tmp_path / 'adapter_config.json'}: cannot write ")
     assert not list(tmp_path.glob("*.tmp"))
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="Not a directory.\n  Free some space or choose anoth"):
+    with pytest.raises(StorageError, match=r"Not a directory.\n  Free some space or choose anoth"):
         save(put(make_model()), tmp_path / "file" / "adapter")

@@ -115,9 +115,9 @@ def test_what_is_not_offered_says_why():
         "before training.\n  Offered: default, gaussian, pissa, pissa_niter_16 (or another "
         "number), olora, orthogonal, mica."
     )
-    with pytest.raises(ConfigError, match='lora.init: "loftq" belongs to quantising the base'):
+    with pytest.raises(ConfigError, match=r'lora.init: "loftq" belongs to quantising the base'):
         check_init("loftq", 8)
-    with pytest.raises(ConfigError, match='lora.init: "pizza" is unknown.\n  Offered: default'):
+    with pytest.raises(ConfigError, match=r'lora.init: "pizza" is unknown.\n  Offered: default'):
         check_init("pizza", 8)
-    with pytest.raises(ConfigError, match="orthogonal needs an even lora.rank, not 5.*\n.*to 6"):
+    with pytest.raises(ConfigError, match=r"orthogonal needs an even lora.rank, not 5.*\n.*to 6"):
         check_init("orthogonal", 5)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
 )
 
-SEVEN = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def put(model, **changed):

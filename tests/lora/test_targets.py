@@ -57,7 +57,7 @@ def test_an_expression_has_to_match_the_whole_name(make_model):
 @pytest.mark.parametrize("written", ["all-linear", "ALL-LINEAR", ["all-linear"]])
 def test_all_linear_leaves_the_output_head_out(make_model, written):
     found = find_targets(make_model(), written)
-    names = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     assert counts(found) == dict.fromkeys(names, 2)
 
 
@@ -80,7 +80,7 @@ def test_the_tutorials_names_are_answered_with_what_the_model_has(make_model):
 
 
 def test_one_missing_name_among_good_ones_is_an_error_too(make_model):
-    with pytest.raises(ConfigError, match="lora.target_modules: q_porj is not in this model") as e:
+    with pytest.raises(ConfigError, match=r"lora.target_modules: q_porj is not in this model") as e:
         find_targets(make_model(), ["v_proj", "q_porj"])
     assert '"q_porj": did you mean "q_proj"?' in str(e.value)
 
@@ -92,16 +92,16 @@ def test_a_name_of_something_that_is_no_linear_layer(make_model):
         'lora.target_modules: "self_attn" names model.layers.0.self_attn (LlamaAttention) and 1 '
         "more; an adapter goes on linear layers only."
     )
-    with pytest.raises(ConfigError, match="names model.embed_tokens .Embedding.; an adapter goes"):
+    with pytest.raises(ConfigError, match=r"names model.embed_tokens .Embedding.; an adapter goes"):
         find_targets(make_model(), "embed_tokens")
-    with pytest.raises(ConfigError, match="the expression '.*mlp.*' names model.layers.0.mlp "):
+    with pytest.raises(ConfigError, match=r"the expression '.*mlp.*' names model.layers.0.mlp "):
         find_targets(make_model(), ".*mlp.*")
 
 
 def test_no_name_and_a_broken_expression(make_model):
-    with pytest.raises(ConfigError, match="lora.target_modules names no layer at all"):
+    with pytest.raises(ConfigError, match=r"lora.target_modules names no layer at all"):
         find_targets(make_model(), [])
-    with pytest.raises(ConfigError, match="is no valid regular expression: missing \\), unterm"):
+    with pytest.raises(ConfigError, match=r"is no valid regular expression: missing \), unterm"):
         find_targets(make_model(), ".*(q_proj")
 
 
