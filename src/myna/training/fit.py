@@ -190,7 +190,7 @@ def fit(
         is_last = step == rates.total_steps
         state = replace(state, step=step)
         if held_out_rows and (is_last or _is_due(step, settings, len(train_rows))):
-            loss, num_tokens = held_out_loss(
+            held_out, num_tokens = held_out_loss(
                 model,
                 held_out_rows,
                 micro_batch_size=settings.micro_batch_size,
@@ -198,11 +198,11 @@ def fit(
                 device=device,
                 group=group,
             )
-            events.emit("eval", step=step, loss=loss, rows=len(held_out_rows), tokens=num_tokens)
-            if state.best_loss is None or loss < state.best_loss:
-                state = replace(state, best_loss=loss, best_step=step, evaluations_without_gain=0)
+            events.emit("eval", step=step, loss=held_out, rows=len(held_out_rows), tokens=num_tokens)
+            if state.best_loss is None or held_out < state.best_loss:
+                state = replace(state, best_loss=held_out, best_step=step, evaluations_without_gain=0)
                 if checkpoints is not None and writes and settings.keep_best:
-                    save_best(checkpoints, step, loss, adapter.read(model))
+                    save_best(checkpoints, step, held_out, adapter.read(model))
             else:
                 waited = state.evaluations_without_gain + 1
                 state = replace(state, evaluations_without_gain=waited)
@@ -228,6 +228,19 @@ def fit(
     if settings.keep_best and checkpoints is not None and writes:
         adapter.write(model, load_best(checkpoints))
     return result
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Keep only the inputs of each layer for the backward pass and compute the rest again.
+
+    Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Non-reentrant, so nothing
+    below the first adapter needs a gradient. `model` is a transformers model, wrapped or not.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if enable is not None:
+        enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:  # transformers before 5.23
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
 
 def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:

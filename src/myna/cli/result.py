@@ -1,0 +1,91 @@
+"""What a finished run leaves: the adapter folder, whole, and the picture of its loss.
+
+Owns what lies in `adapter/` beside the adapter itself: tokenizer, chat template and model card, so
+that any engine that loads the folder sends the model the text it was trained on.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor
+
+from myna import __version__
+from myna.cli.preparation import Prepared
+from myna.config import Config
+from myna.lora.adapter_file import AdapterMetadata, save_adapter
+from myna.report.plots import plot_loss
+from myna.run_dir import RunDir, written_aside
+from myna.training.events import read_events
+
+
+def write_adapter(
+    directory: RunDir,
+    config: Config,
+    prepared: Prepared,
+    model: PeftModel,
+    initial: Mapping[str, Tensor],
+) -> None:
+    """Write `adapter/` aside and rename it."""
+    template = prepared.dataset.template
+    metadata = AdapterMetadata(
+        base_model=config.model,
+        tokenizer_fingerprint=prepared.loaded.fingerprint,
+        system=prepared.encoder.system,
+        template_origin=template.origin,
+        template_options=dict(template.options),
+        stop_ids=prepared.encoder.stop_ids,
+        pad_id=prepared.loaded.special.pad_id,
+        init=config.lora.init,
+    )
+    with written_aside(directory.adapter) as folder:
+        save_adapter(model, folder, metadata=metadata, initial=initial or None)
+        tokenizer = prepared.loaded.tokenizer
+        tokenizer.chat_template = template.saved_source
+        tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(_model_card(config, prepared), encoding="utf-8")
+
+
+def draw_loss(directory: RunDir) -> None:
+    """Draw `loss.png` from the run's events."""
+    events: list[dict[str, Any]] = list(read_events(directory.events))
+    plot_loss(events, directory.loss_plot, title=f"{directory.path.name}: loss")
+
+
+def _model_card(config: Config, prepared: Prepared) -> str:
+    accounting = prepared.dataset.accounting
+    lora, train = config.lora, config.train
+    persona = (
+        f"\nIt was trained with this system text:\n\n> {config.system}\n" if config.system else ""
+    )
+    return f"""---
+base_model: {config.model}
+library_name: peft
+tags: [lora, myna]
+---
+
+# LoRA adapter for {config.model}
+
+Trained with myna {__version__} on {accounting.rows_in:,} rows, {accounting.trained_tokens:,} tokens
+of answers.
+{persona}
+| setting | value |
+| --- | --- |
+| rank, alpha, dropout | {lora.rank}, {lora.resolved_alpha:g}, {lora.dropout:g} |
+| epochs, rows per step | {train.epochs:g}, {train.batch_size} |
+| learning rate, schedule | {train.learning_rate:g}, {train.schedule} |
+| chat template | {prepared.dataset.template.origin} |
+
+The chat template and tokenizer in this folder are those of the training. Load it with
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{config.model}")
+model = PeftModel.from_pretrained(base, "this folder")
+tokenizer = AutoTokenizer.from_pretrained("this folder")
+```
+
+or talk to it with `myna chat FOLDER`.
+"""

@@ -1,0 +1,293 @@
+"""`myna train`: one run, from settings to a finished adapter.
+
+Owns the order of things: the directory is taken, rows are shown, the model is loaded, the loop
+runs, the result is written. Each of them is another module's.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from myna import __version__
+from myna.cli.data import show_dataset, show_example
+from myna.cli.preparation import prepare_rows
+from myna.cli.progress import TrainingDisplay
+from myna.cli.result import draw_loss, write_adapter
+from myna.cli.resumption import (
+    check_same_data,
+    check_same_settings,
+    stored_compute,
+    write_description,
+)
+from myna.cli.terminal import console as terminal
+from myna.config import LoraConfig, TrainConfig
+from myna.config_file import ResolvedConfig
+from myna.data.held_out import split_held_out
+from myna.data.loader import steps_per_epoch
+from myna.device import choose_compute
+from myna.distributed.group import Group, join_group
+from myna.errors import ConfigError
+from myna.lora.adapter_file import inject_from, load_adapter_state, read_adapter
+from myna.lora.inject import Injected, adapter_state, inject
+from myna.models.load import load_model
+from myna.run_dir import RUNS, RunDir, next_free
+from myna.training.checkpoint import latest_checkpoint
+from myna.training.events import EventLog
+from myna.training.fit import AdapterTensors, FitResult, FitSettings, fit, recompute_activations
+
+MICRO_BATCH_SIZE = 8
+"""Rows computed at once where the settings do not say."""
+
+FEW_STEPS = 50
+"""Fewer steps than this seldom change how a model speaks; the run says so."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has come to its end."""
+
+    directory: RunDir
+    result: FitResult | None
+    """None where it had been finished before."""
+
+
+def run(
+    resolved: ResolvedConfig,
+    *,
+    fresh: bool = False,
+    trust_remote_code: bool = False,
+    console: Console = terminal,
+) -> FinishedRun:
+    """Train what `resolved` says; go on where the same command was interrupted before.
+
+    Raises ConfigError where the directory holds a run with other settings or data.
+    """
+    config = resolved.config
+    directory = RunDir(_output(resolved))
+    if fresh:
+        directory = RunDir(next_free(directory.path))
+    group = join_group()
+    if not group.is_first:
+        console = Console(quiet=True)
+    if trust_remote_code:
+        console.print(
+            f"[yellow]warning:[/] --trust-remote-code runs Python files of {config.model} as you."
+        )
+    try:
+        with ExitStack() as stack:
+            if group.writes(on_each_node=config.train.save_on_each_node):
+                stack.enter_context(directory.locked())
+            group.wait()
+            if directory.config.exists():
+                check_same_settings(directory, config)
+            if directory.adapter.is_dir():
+                console.print(f"{_short(directory.path)} is finished; nothing was changed.")
+                result = None
+            else:
+                result = _train(
+                    resolved, directory, group, console, trust_remote_code=trust_remote_code
+                )
+    finally:
+        group.close()
+    console.print(
+        f"The adapter is in {_short(directory.adapter)}\n"
+        f"  myna chat {_short(directory.path)}      talk to it\n"
+        f"  {_short(directory.loss_plot)}      how the loss went"
+    )
+    return FinishedRun(directory, result)
+
+
+def _output(resolved: ResolvedConfig) -> Path:
+    if resolved.config.output is not None:
+        return Path(resolved.config.output).expanduser().absolute()
+    return (RUNS / (resolved.path or Path(resolved.config.data[0])).stem).absolute()
+
+
+def _short(path: Path) -> str:
+    """As a person in this folder would type it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _train(
+    resolved: ResolvedConfig,
+    directory: RunDir,
+    group: Group,
+    console: Console,
+    *,
+    trust_remote_code: bool,
+) -> FitResult:
+    config = resolved.config
+    writes = group.writes(on_each_node=config.train.save_on_each_node)
+
+    prepared = prepare_rows(config, trust_remote_code=trust_remote_code)
+    if directory.data.exists():
+        check_same_data(directory, prepared.hashes)
+    show_dataset(prepared.dataset, console)
+    show_example(prepared.dataset, prepared.loaded.tokenizer, console)
+    train_rows, held_out_rows = split_held_out(
+        prepared.dataset.examples, config.held_out, config.train.seed
+    )
+    compute = stored_compute(directory) or choose_compute(config.device, config.dtype)
+    device = torch.device(compute.device, group.local_rank if compute.device == "cuda" else None)
+    base = load_model(
+        config.model,
+        dtype=getattr(torch, compute.dtype),
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    injected = _inject(base.model, config.lora, config.train.seed)
+    if config.train.checkpointing == "all":
+        recompute_activations(injected.model)
+    settings = _fit_settings(config.train, prepared.loaded.special.pad_id)
+    total_steps = settings.total_steps(len(train_rows))
+
+    notes = [*prepared.loaded.special.notes, *base.notes, *injected.warnings]
+    if total_steps < FEW_STEPS:
+        notes.append(f"only {total_steps} steps: more epochs may be needed to hear a difference")
+    console.print(injected.table())
+    console.print(injected.summary)
+    console.print(f"computing on {compute.device} in {compute.dtype}: {compute.reason}")
+    for note in notes:
+        console.print(f"[yellow]note:[/] {note}")
+    console.print(
+        f"{total_steps:,} steps of {settings.batch_size} rows "
+        f"({steps_per_epoch(len(train_rows), settings.batch_size):,} per epoch), "
+        f"{len(train_rows):,} rows train, "
+        f"{len(held_out_rows):,} held out{'' if held_out_rows else ' (held_out: 0)'}"
+    )
+
+    damaged: list[str] = []
+    checkpoint = latest_checkpoint(directory.checkpoints, damaged.append)
+    if writes:
+        write_description(
+            directory, resolved, prepared.dataset.accounting.to_json(), prepared.hashes, compute
+        )
+    display = TrainingDisplay(
+        console,
+        total_steps=total_steps,
+        first_step=1 if checkpoint is None else checkpoint.state.step + 1,
+        logging_steps=config.train.logging_steps,
+    )
+    with (
+        EventLog(directory.events if writes else None, display) as events,
+        _signals_noted(console) as stop_requested,
+        display,
+    ):
+        events.emit(
+            "start",
+            version=__version__,
+            torch=torch.__version__,
+            model=config.model,
+            trainable=injected.trainable,
+            parameters=injected.total,
+            total_steps=total_steps,
+            processes=group.size,
+        )
+        events.emit("plan", device=compute.device, dtype=compute.dtype, reason=compute.reason)
+        for message in damaged:
+            events.emit("warning", message=message)
+        if checkpoint is not None:
+            events.emit("resume", step=checkpoint.state.step)
+            console.print(f"going on after step {checkpoint.state.step}")
+        result = fit(
+            injected.model,
+            train_rows,
+            held_out_rows,
+            settings,
+            device=device,
+            adapter=AdapterTensors(adapter_state, load_adapter_state),
+            events=events,
+            checkpoints=directory.checkpoints,
+            resume=checkpoint,
+            group=group,
+            writes=writes,
+            stop_requested=stop_requested,
+        )
+        if writes:
+            draw_loss(directory)
+            write_adapter(directory, config, prepared, injected.model, injected.initial)
+        events.emit("end", step=result.step, best_step=result.best_step, best_loss=result.best_loss)
+    return result
+
+
+def _inject(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Injected:
+    if lora.start_from is None:
+        return inject(
+            model,
+            rank=lora.rank,
+            alpha=lora.resolved_alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            use_rslora=lora.use_rslora,
+            use_dora=lora.use_dora,
+            init=lora.init,
+            seed=seed,
+        )
+    folder = Path(lora.start_from)
+    if (folder / "adapter").is_dir():  # a run directory
+        folder = folder / "adapter"
+    found = read_adapter(folder)
+    asked = {
+        name: getattr(lora, name)
+        for name in ("rank", "alpha", "target_modules", "use_rslora", "use_dora", "init")
+        if name in lora.model_fields_set and getattr(lora, name) is not None
+    }
+    has = {"rank": found.rank, "alpha": found.alpha, "init": "default"}
+    has |= {"use_rslora": found.use_rslora, "use_dora": found.use_dora}
+    for name, value in asked.items():
+        if name == "target_modules" or value != has[name]:
+            raise ConfigError(
+                f"lora.{name} is {value!r}, but lora.start_from keeps the shape of its adapter"
+                + (f", which has {has[name]!r}" if name in has else "")
+                + f".\n  Leave lora.{name} out, or start a new adapter without lora.start_from."
+            )
+    return inject_from(model, folder, dropout=lora.dropout)
+
+
+def _fit_settings(train: TrainConfig, pad_id: int) -> FitSettings:
+    return FitSettings(
+        epochs=train.epochs,
+        max_steps=train.max_steps,
+        batch_size=train.batch_size,
+        micro_batch_size=train.micro_batch_size or min(MICRO_BATCH_SIZE, train.batch_size),
+        learning_rate=train.learning_rate,
+        schedule=train.schedule,
+        warmup_steps=train.warmup_steps,
+        warmup_ratio=train.warmup_ratio,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        pad_id=pad_id,
+        save_steps=train.save_steps,
+        keep_checkpoints=train.keep_checkpoints,
+        eval_steps=train.eval_steps,
+        early_stopping_patience=train.early_stopping_patience,
+        keep_best=train.keep_best,
+    )
+
+
+@contextmanager
+def _signals_noted(console: Console) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once."""
+    noted = False
+
+    def note(number: int, _: FrameType | None) -> None:
+        nonlocal noted
+        if noted:
+            raise KeyboardInterrupt
+        noted = True
+        console.print(f"{signal.Signals(number).name}: stopping after this step (again: at once)")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: noted
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
