@@ -7,11 +7,15 @@ that conversion and the check that it agrees with sentencepiece; which ids stop 
 `tokenizer.py`.
 """
 
+# mypy: allow-untyped-calls
+# (transformers annotates its arguments but few of its return types.)
+
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor
+from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -48,7 +52,7 @@ def convert_bluelm_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     result differs from sentencepiece on a built-in set of strings.
     """
     path = folder / "tokenizer.model"
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model.ModelProto()  # type: ignore[attr-defined]  # made on import
     try:
         proto.ParseFromString(path.read_bytes())
         reference = SentencePieceProcessor(model_proto=proto.SerializeToString())
@@ -69,7 +73,9 @@ def convert_bluelm_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     }
     # Not `normalized` as published: tokenizers would then split after the leading ▁ was prepended,
     # and only the first piece would get one.
-    special = [AddedToken(name, normalized=False, special=True) for name in (*core.values(), *extra)]
+    special = [
+        AddedToken(name, normalized=False, special=True) for name in (*core.values(), *extra)
+    ]
     backend.add_special_tokens(special)
     for name, index in extra.items():
         if backend.token_to_id(name) != index:
@@ -191,6 +197,6 @@ def _check_against(
         if ours != theirs:
             raise ConfigError(
                 f"{path}: the converted tokenizer differs from sentencepiece on {text!r}:\n"
-                f"  sentencepiece {theirs}\n  converted     {ours}\n  This tokenizer uses something "
-                "that the conversion does not know; report it with the file."
+                f"  sentencepiece {theirs}\n  converted     {ours}\n  It uses something that the "
+                "conversion does not know; report it with the file."
             )

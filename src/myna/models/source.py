@@ -1,8 +1,8 @@
 """Source: where a model's files are, as one local folder.
 
-Owns turning the `model` of a run (a folder or a hub id) into a folder, and saying what is in it when
-something is missing. Downloads only what it is asked for, by file name pattern, into the hub's own
-cache. What the files mean is left to `load.py` and `tokenizer.py`.
+Owns turning the `model` of a run (a folder or a hub id) into a folder, and saying what is in it
+when something is missing. Downloads only what it is asked for, by file name pattern, into the hub's
+own cache. What the files mean is left to `load.py` and `tokenizer.py`.
 """
 
 import json
