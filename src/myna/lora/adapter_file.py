@@ -15,11 +15,9 @@ never read.
 
 import json
 import math
-import os
 import re
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +43,7 @@ from myna.lora.inject import (
     list_some,
 )
 from myna.lora.targets import Targets, layer_shape, linear_layers
+from myna.run_dir import write_file
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -137,9 +136,11 @@ def save_adapter(
     settings = {
         key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()
     }
-    _write(folder / CONFIG_FILE, _json(settings))
-    _write(folder / WEIGHTS_FILE, safetensors_bytes(state, metadata={"format": "pt"}))
-    _write(folder / METADATA_FILE, _json(metadata.model_dump(mode="json")))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / CONFIG_FILE, _json(settings))
+    # Through bytes: safetensors' own writer would leave mode 0600.
+    write_file(folder / WEIGHTS_FILE, safetensors_bytes(state, metadata={"format": "pt"}))
+    write_file(folder / METADATA_FILE, _json(metadata.model_dump(mode="json")))
 
 
 def read_adapter(folder: Path) -> AdapterInfo:
@@ -237,25 +238,6 @@ def _plain_alpha(scaling: float, rank: int) -> float:
 def _json(value: Mapping[str, Any]) -> bytes:
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
     return f"{text}\n".encode()
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write aside, sync, rename. safetensors' own writer would leave mode 0600."""
-    aside = file.with_name(f"{file.name}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise StorageError(
-            f"{file}: cannot write {len(content):,} bytes: {error.strerror}.\n"
-            "  Free some space or choose another output directory, then repeat the command."
-        ) from error
 
 
 def _check_files(folder: Path) -> None:
