@@ -1,0 +1,139 @@
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from myna import device
+from myna.device import choose_compute, gemm_rate
+from myna.errors import ConfigError
+
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+needs_cpu = pytest.mark.skipif(
+    torch.cuda.is_available() or torch.backends.mps.is_available(), reason="auto is not the CPU"
+)
+
+
+def test_importing_loads_no_torch():
+    code = "import sys, myna.device; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@needs_cpu
+def test_auto_takes_the_format_that_measures_clearly_faster():
+    chosen = choose_compute()
+    exact, rounded = (gemm_rate("cpu", dtype) for dtype in ("float32", "bfloat16"))
+    assert chosen.device == "cpu"
+    assert chosen.dtype == ("bfloat16" if rounded > 1.5 * exact else "float32")
+    # The sentence names the two numbers that decided.
+    said = [
+        float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?= in | GFLOP)", chosen.reason)
+    ]
+    assert round(exact / 1e9) in said
+    assert chosen.reason.startswith(f"{chosen.dtype}: ")
+
+
+def test_a_rate_is_that_of_the_product_itself():
+    """2 n^3 over the time of torch's own product, within what a busy machine does to timings."""
+    rate = gemm_rate("cpu", "float32")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    matrix = torch.full((512, 512), 0.5)
+    times = []
+    for _ in range(30):
+        start = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    assert 0.3 < rate / (2 * 512**3 / min(times)) < 3
+
+
+def test_measuring_leaves_the_number_of_threads():
+    before = torch.get_num_threads()
+    gemm_rate.cache_clear()
+    gemm_rate("cpu", "float32")
+    assert torch.get_num_threads() == before
+
+
+def test_a_choice_is_measured_once():
+    gemm_rate("cpu", "bfloat16")
+    start = time.perf_counter()
+    gemm_rate("cpu", "bfloat16")
+    assert time.perf_counter() - start < 0.001
+
+
+def test_a_wish_is_obeyed():
+    chosen = choose_compute("cpu", "bfloat16")
+    assert (chosen.device, chosen.dtype) == ("cpu", "bfloat16")
+    assert chosen.reason == "bfloat16 on cpu, as asked for."
+
+
+def test_float16_on_a_cpu_is_refused_with_the_rates():
+    with pytest.raises(ConfigError) as caught:
+        choose_compute("cpu", "float16")
+    assert re.fullmatch(
+        r"dtype: float16 on a CPU is refused: one core here does [\d,]+ GFLOP/s in it, [\d,]+ in "
+        r"float32 and [\d,]+ in bfloat16, and small gradients underflow\.\n  Use dtype: auto\.",
+        str(caught.value),
+    )
+
+
+@no_cuda
+def test_a_device_that_is_not_there():
+    with pytest.raises(ConfigError) as caught:
+        choose_compute("cuda")
+    assert str(caught.value).startswith("device: cuda was asked for, but ")
+    assert str(caught.value).endswith(
+        f"(torch {torch.__version__}).\n  Use device: auto, or see that nvidia-smi lists the card "
+        "and install torch for its CUDA version."
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        (("tpu", "auto"), "device is 'tpu'; expected auto, cpu, cuda or mps."),
+        (("cpu", "int8"), "dtype is 'int8'; expected auto, float32, bfloat16, float16."),
+    ],
+)
+def test_unknown_names(asked, text):
+    with pytest.raises(ConfigError) as caught:
+        choose_compute(*asked)
+    assert str(caught.value) == text
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has mps")
+def test_mps_away_from_a_mac():
+    with pytest.raises(ConfigError, match=r"mps was asked for, but it is there only on a Mac"):
+        choose_compute("mps")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_takes_bfloat16_where_the_card_has_it():
+    chosen = choose_compute()
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    assert (chosen.device, chosen.dtype) == ("cuda", "bfloat16" if native else "float16")
+    torch.ones(1 << 20, device="cuda")
+    assert device.peak_memory_bytes("cuda") >= 4 << 20
+    assert 0 < device.memory_available("cuda") <= device.memory_total("cuda")
+    with pytest.raises(ConfigError, match=r"cuda:99 was asked for, but there are \d+ CUDA dev"):
+        choose_compute("cuda:99")
+
+
+def test_memory_numbers():
+    total, available = device.memory_total(), device.memory_available()
+    assert 0 < available <= total
+    before = device.peak_memory_bytes()
+    block = torch.ones(1 << 26)  # 256 MiB, touched
+    assert device.peak_memory_bytes() >= min(before, 1 << 26)
+    assert device.peak_memory_bytes() > block.numel() * 4
+
+
+def test_the_processor_has_a_name_and_cores():
+    found = device.processor()
+    assert found.name
+    assert found.allowed_cores > 0
+    assert found.physical_cores is None or found.physical_cores > 0
