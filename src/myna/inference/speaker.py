@@ -1,0 +1,274 @@
+"""A speaker: a model with its adapter, its prompts and what ends its answers.
+
+Owns what `SOURCE` of `myna chat` may be (a run, an adapter folder, a model, nothing) and putting
+together what was saved there: the tokenizer, template and persona that the adapter was trained
+with, not the base's. Generation is `generate.py`'s.
+"""
+
+import difflib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from myna.data.encode import Encoder
+from myna.data.templates import choose_template
+from myna.device import Compute, choose_compute
+from myna.errors import ConfigError
+from myna.inference.generate import (
+    Answer,
+    Sampling,
+    answer_all,
+    context_length,
+    describe,
+    room_for_answer,
+    settle,
+    stream_answer,
+    unknown_ids,
+)
+from myna.lora.adapter_file import CONFIG_FILE, AdapterInfo, load_adapter, read_adapter
+from myna.models.load import load_model
+from myna.models.source import find_folder
+from myna.models.tokenizer import VOCABULARY_FILES, load_tokenizer
+from myna.run_dir import RUNS, RunDir, newest_run
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model that answers; parts in memory make one too, to judge a model in training."""
+
+    model: PreTrainedModel
+    """The base; an adapter's layers are inside it."""
+    encoder: Encoder
+    """Makes prompts; refuses control tokens in what people write."""
+    pad_id: int
+    """Fills shorter rows of a batch."""
+    description: str = ""
+    """The base in a line: name, size, dtype, device."""
+    adapter: Path | None = None
+    """The adapter's folder, if there is one."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about how it was put together."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The one that the adapter was trained with."""
+        tokenizer: PreTrainedTokenizerBase = self.encoder.tokenizer
+        return tokenizer
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that prompt and answer may have together."""
+        return context_length(self.model)
+
+    @cached_property
+    def history_encoder(self) -> Encoder:
+        """As `encoder`, for messages that the model itself may have put control tokens into."""
+        return Encoder(
+            self.tokenizer,
+            self.encoder.template,
+            stop_ids=self.encoder.stop_ids,
+            system=self.encoder.system,
+            control_tokens="allow",
+        )
+
+    def settings(self, sampling: Sampling) -> GenerationConfig:
+        """What decides an answer: the base's generation settings with `sampling` on top.
+
+        Raises ConfigError for options that contradict each other.
+        """
+        base = self.model.generation_config
+        return settle(
+            base if isinstance(base, GenerationConfig) else GenerationConfig(),
+            sampling,
+            stop_ids=self.encoder.stop_ids,
+            pad_id=self.pad_id,
+            unknown_ids=self._unknown_ids,
+        )
+
+    def describe(self, sampling: Sampling) -> str:
+        """`greedy`, or `temperature 0.8, top-p 0.95`."""
+        return describe(self.settings(sampling))
+
+    def check_fits(self, prompt_ids: Sequence[int]) -> None:
+        """Raise DataError for a prompt that leaves no room for an answer."""
+        room_for_answer(self.model, prompt_ids, 1)
+
+    def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generator[str, None, Answer]:
+        """One answer, piece by piece; see `generate.stream_answer`."""
+        return stream_answer(
+            self.model, self.tokenizer, prompt_ids, self.settings(sampling), seed=sampling.seed
+        )
+
+    def answer_all(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, batch_size: int
+    ) -> Iterator[tuple[int, Answer]]:
+        """Index and answer of every prompt, in no promised order; see `generate.answer_all`."""
+        return answer_all(
+            self.model,
+            self.tokenizer,
+            prompts,
+            self.settings(sampling),
+            batch_size=batch_size,
+            seed=sampling.seed,
+        )
+
+    @cached_property
+    def _unknown_ids(self) -> list[int]:
+        return unknown_ids(self.model, self.tokenizer)
+
+
+def open_speaker(
+    source: str | None,
+    *,
+    system: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> Speaker:
+    """Load what `source` names: a run directory, an adapter folder, a model folder or a hub id.
+
+    None is the newest finished run. `system` takes the place of the persona used in training; an
+    empty one takes it away. `device` and `dtype` are those of `choose_compute`. Raises ConfigError
+    for a source that is none of these, an unfinished run, and a base that cannot be found or does
+    not fit.
+    """
+    adapter = _find_adapter(source)
+    info = read_adapter(adapter) if adapter is not None else None
+    if info is not None:
+        base = _find_base(info)
+    else:
+        assert source is not None, "without a source the newest run's adapter is taken"
+        base = source
+    compute = choose_compute(device, dtype)
+    return _assemble(base, info, system, compute, trust_remote_code)
+
+
+def _assemble(
+    base: str,
+    info: AdapterInfo | None,
+    system: str | None,
+    compute: Compute,
+    trust_remote_code: bool,
+) -> Speaker:
+    loaded = load_model(
+        base,
+        dtype=getattr(torch, compute.dtype),
+        device=torch.device(compute.device),
+        trust_remote_code=trust_remote_code,
+    )
+    model = loaded.model
+    of_base = load_tokenizer(base, trust_remote_code=trust_remote_code)
+    of_adapter = None
+    if info is not None and any(any(info.folder.glob(name)) for name in VOCABULARY_FILES):
+        of_adapter = load_tokenizer(str(info.folder), trust_remote_code=trust_remote_code)
+    tokenizer = (of_adapter or of_base).tokenizer
+    metadata = info.metadata if info is not None else None
+    notes = list(loaded.notes)
+    if metadata is None:
+        notes += of_base.special.notes
+        # Adapters made elsewhere are often saved with a tokenizer from before templates.
+        tokenizer.chat_template = tokenizer.chat_template or of_base.tokenizer.chat_template
+    template = choose_template(
+        tokenizer,
+        model.config.model_type,
+        options=metadata.template_options if metadata is not None else None,
+    )
+    if system is None and metadata is not None:
+        system = metadata.system
+    stop_ids = (metadata.stop_ids if metadata is not None else ()) or of_base.special.stop_ids
+    encoder = Encoder(tokenizer, template, stop_ids=stop_ids, system=system)
+    pad_id = of_base.special.pad_id
+    if metadata is not None and metadata.pad_id is not None:
+        pad_id = metadata.pad_id
+    description = (
+        f"{base} ({model.config.model_type}, {_millions(model)} parameters, "
+        f"{compute.dtype} on {compute.device})"
+    )
+    if info is not None:
+        # peft puts the adapter's layers into the model that it is given.
+        load_adapter(model, info.folder)
+    return Speaker(
+        model=model,
+        encoder=encoder,
+        pad_id=pad_id,
+        description=description,
+        adapter=info.folder if info is not None else None,
+        notes=tuple(notes),
+    )
+
+
+def _millions(model: PreTrainedModel) -> str:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def _find_adapter(source: str | None) -> Path | None:
+    """The adapter folder that `source` means; None where it means a model."""
+    if source is None:
+        return newest_run().adapter
+    path = Path(source).expanduser()
+    if (path / CONFIG_FILE).is_file():
+        return path
+    run = RunDir(path)
+    if (run.adapter / CONFIG_FILE).is_file():
+        return run.adapter
+    if run.config.is_file() or run.checkpoints.is_dir():
+        raise ConfigError(_unfinished(run))
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return None
+        inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "nothing"
+        raise ConfigError(
+            f"{path} is neither a run (no adapter/), nor an adapter (no {CONFIG_FILE}), nor a "
+            f"model (no config.json). It holds: {inside}.\n"
+            "  Give one of these folders, or a hub id."
+        )
+    if path.exists():
+        raise ConfigError(
+            f"{path} is a file; expected a run directory, an adapter folder, a model folder or a "
+            "hub id."
+        )
+    # `runs/nmae` has the shape of a hub id, but is meant for the folder that is here.
+    if path.parent != Path() and path.parent.is_dir():
+        raise ConfigError(
+            f"{path}: there is no such folder.{_did_you_mean(path.name, path.parent)}"
+        )
+    if hint := _did_you_mean(source, RUNS):
+        raise ConfigError(f"{source}: there is no such folder here.{hint}")
+    return None
+
+
+def _did_you_mean(name: str, folder: Path) -> str:
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"\n  Did you mean {folder / near[0]}?" if near else ""
+
+
+def _unfinished(run: RunDir) -> str:
+    steps = sorted(path.name for path in run.checkpoints.glob("step-*"))
+    state = f"it was left after {steps[-1]}" if steps else "it has no checkpoint yet"
+    return (
+        f"{run.path}: this run is not finished: {state} and has no adapter to talk to.\n"
+        f"  Finish it with `myna train {run.path}`."
+    )
+
+
+def _find_base(info: AdapterInfo) -> str:
+    where = info.folder / CONFIG_FILE
+    mend = f"base_model_name_or_path in {where}"
+    if not info.base_model:
+        raise ConfigError(
+            f"{where} names no base model.\n  Write the folder or hub id of the base into {mend}."
+        )
+    try:
+        find_folder(info.base_model, patterns=("config.json",))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{info.folder}: the base model of this adapter was not found.\n  {error}\n"
+            f"  Put it back, or write where it is now into {mend}."
+        ) from error
+    return info.base_model
