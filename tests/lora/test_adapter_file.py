@@ -12,11 +12,12 @@ from myna.lora.adapter_file import (
     AdapterMetadata,
     inject_from,
     load_adapter,
+    load_adapter_state,
     read_adapter,
     read_metadata,
     save_adapter,
 )
-from myna.lora.inject import adapter_state, inject, load_adapter_state
+from myna.lora.inject import adapter_state, inject
 
 # peft asks transformers for a property under its deprecated name.
 pytestmark = pytest.mark.filterwarnings(

@@ -6,7 +6,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from myna.errors import ConfigError
-from myna.lora.inject import adapter_state, inject, load_adapter_state
+from myna.lora.adapter_file import load_adapter_state
+from myna.lora.inject import adapter_state, inject
 from myna.models.bluelm import BlueLMConfig, BlueLMForCausalLM
 
 # peft asks transformers for a property under its deprecated name.

@@ -199,30 +199,6 @@ def adapter_state(model: PeftModel) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
 
 
-def load_adapter_state(model: PeftModel, state: Mapping[str, Tensor]) -> None:
-    """Copy what `adapter_state` gave back into the model, in place.
-
-    The parameters stay the same objects, so an optimizer that holds them goes on. Raises
-    ConfigError, listing every difference, unless names and shapes are the model's own.
-    """
-    own = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
-    faults = [f"{name} is missing" for name in sorted(own.keys() - state.keys())]
-    faults += [f"{name} is unknown" for name in sorted(state.keys() - own.keys())]
-    faults += [
-        f"{name} is {tuple(state[name].shape)}, the model's {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & state.keys())
-        if own[name].shape != state[name].shape
-    ]
-    if faults:
-        raise ConfigError(
-            "The stored adapter does not belong to this model and these lora settings:\n"
-            f"{list_some(faults)}\n  Go on with the settings it was made with."
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
-
-
 def list_some(lines: list[str], limit: int = 12) -> str:
     """Indented lines, at most `limit` of them, and the number of the others."""
     shown = [f"  {line}" for line in lines[:limit]]
