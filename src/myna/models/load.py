@@ -198,7 +198,7 @@ def _find_weights(model: str, revision: str | None, trust_remote_code: bool) -> 
 
 
 def _beside_converted(folder: Path, config: PreTrainedConfig) -> dict[str, Any]:
-    """Options that make transformers look in `folder` for what is not with the converted weights."""
+    """Options that point transformers at `folder` for what is not with the converted weights."""
     if auto_map := getattr(config, "auto_map", None):
         config.auto_map = {name: f"{folder}--{place}" for name, place in auto_map.items()}
     name = "generation_config.json"
