@@ -188,7 +188,7 @@ def test_faults_of_the_file_itself(tmp_path: Path) -> None:
     assert error(twice) == f'{twice} line 3: "model" is set a second time (first: {twice} line 1).'
     alias = write(tmp_path, "model: m\ndata: d\nseed: 1\ntrain: {seed: 2}\n")
     assert "sets train.seed a second time" in error(alias)
-    assert "found a sequence, expected `key: value` lines" in error(write(tmp_path, "- a\n"))
+    assert "found a list, expected `key: value` lines" in error(write(tmp_path, "- a\n"))
     assert f'{write(tmp_path, "data: d")}: "model" is not set.' in error(tmp_path / "job.yaml")
     assert 'command line: "data" is not set' in error(None, model="m")
     missing = error(tmp_path / "jbo.yaml")

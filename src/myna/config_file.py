@@ -170,7 +170,7 @@ def _read_yaml(path: Path) -> dict[str, _Entry]:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
-            f"{path} line {root.start_mark.line + 1}: found a {root.id}, "
+            f"{path} line {root.start_mark.line + 1}: found a {_kind(root)}, "
             "expected `key: value` lines."
         )
     entries: dict[str, _Entry] = {}
@@ -186,6 +186,10 @@ def _read_yaml(path: Path) -> dict[str, _Entry]:
         else:
             _add(entries, key, key_node, value_node, path)
     return entries
+
+
+def _kind(node: yaml.Node) -> str:
+    return "list" if isinstance(node, yaml.SequenceNode) else "single value"
 
 
 def _scalar(path: Path, node: Any) -> str:

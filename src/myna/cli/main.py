@@ -6,6 +6,7 @@ that `myna --help` loads no torch.
 
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,7 +115,7 @@ def data(
 
     resolved = _resolve(settings, {"model": model, "data": data})
     prepared = prepare_rows(resolved.config, trust_remote_code=trust_remote_code)
-    command.show(prepared, as_json=as_json, rows=rows, console=console)
+    command.show(prepared.dataset, as_json=as_json, rows=rows, console=console)
 
 
 @app.command()
@@ -206,7 +207,7 @@ def doctor(model: Model = None) -> None:
     command.run(model, console)
 
 
-def _resolve(settings: list[str] | None, flags: dict[str, object]) -> "ResolvedConfig":
+def _resolve(settings: list[str] | None, flags: Mapping[str, object]) -> "ResolvedConfig":
     from myna.config_file import load_config
 
     rest = list(settings or [])

@@ -11,7 +11,7 @@ from typing import Any
 
 from myna.config import Config
 from myna.data.encode import Dataset, Encoder, encode_dataset
-from myna.data.formats import read_rows
+from myna.data.formats import read_conversations
 from myna.data.templates import choose_template
 from myna.models.load import load_config as load_model_config
 from myna.models.tokenizer import LoadedTokenizer, load_tokenizer
@@ -41,7 +41,7 @@ def prepare_rows(config: Config, *, trust_remote_code: bool) -> Prepared:
 
     Raises DataError with every bad row before anything else is loaded.
     """
-    rows = read_rows([Path(name) for name in config.data])
+    rows = read_conversations([Path(name) for name in config.data])
     loaded = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     template = choose_template(loaded.tokenizer, loaded.model_type, override=config.template)
     encoder = Encoder(

@@ -16,7 +16,6 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from myna import __version__
-from myna.cli.data import show_dataset, show_example
 from myna.cli.preparation import prepare_rows
 from myna.cli.progress import TrainingDisplay
 from myna.cli.result import draw_loss, write_adapter
@@ -31,6 +30,7 @@ from myna.config import LoraConfig, TrainConfig
 from myna.config_file import ResolvedConfig
 from myna.data.held_out import split_held_out
 from myna.data.loader import steps_per_epoch
+from myna.data.preview import preview
 from myna.device import choose_compute
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError
@@ -129,8 +129,7 @@ def _train(
     prepared = prepare_rows(config, trust_remote_code=trust_remote_code)
     if directory.data.exists():
         check_same_data(directory, prepared.hashes)
-    show_dataset(prepared.dataset, console)
-    show_example(prepared.dataset, prepared.loaded.tokenizer, console)
+    console.print(preview(prepared.dataset))
     train_rows, held_out_rows = split_held_out(
         prepared.dataset.examples, config.held_out, config.train.seed
     )
