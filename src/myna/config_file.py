@@ -81,6 +81,11 @@ class ResolvedConfig:
     sources: dict[str, str]
     path: Path | None
 
+    def with_output(self, path: Path) -> "ResolvedConfig":
+        """The same settings with the run directory settled."""
+        config = self.config.model_copy(update={"output": str(path)})
+        return ResolvedConfig(config, self.sources, self.path)
+
     def to_yaml(self) -> str:
         """The settings as YAML that can be read again, each line ending with where it came from."""
         lines: list[str] = []

@@ -81,23 +81,24 @@ def gemm_rate(device: str, dtype: str, *, threads: int = 1) -> float:
     """FLOP/s of a square matrix product, best of the repetitions within some 20 ms.
 
     On a CPU by one thread unless told otherwise: with several, a busy machine makes them wait for
-    each other and the measurement says nothing about the format. The size doubles until a product
-    takes a millisecond, for a format that is only emulated would take seconds at a fast one's size.
+    each other and the measurement says little about the format. The size doubles until one thread
+    takes a millisecond, for a format that is only emulated takes seconds at a fast one's size.
     """
     import torch
 
     kind = device.partition(":")[0]
     largest = 1024 if kind == "cpu" else 8192
     threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads if kind == "cpu" else threads_before)
     try:
+        torch.set_num_threads(1)
         size = 128
         while True:
             matrix = torch.full((size, size), 0.5, dtype=getattr(torch, dtype), device=device)
-            seconds = min(_seconds(matrix) for _ in range(3))
-            if seconds >= 1e-3 or size >= largest:
+            if min(_seconds(matrix) for _ in range(3)) >= 1e-3 or size >= largest:
                 break
             size *= 2
+        torch.set_num_threads(threads)
+        seconds = _seconds(matrix)
         until = time.perf_counter() + 0.02
         while time.perf_counter() < until:
             seconds = min(seconds, _seconds(matrix))

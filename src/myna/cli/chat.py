@@ -7,7 +7,7 @@ to standard error. What is said and remembered is `inference.chat`'s.
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -67,6 +67,10 @@ def run(
             _print_answer(session, question)
         except DataError as error:
             _note(str(error), style="red")
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            _note("interrupted")
 
 
 def _questions() -> Iterator[str]:
@@ -82,7 +86,7 @@ def _typed_lines() -> Iterator[str]:
         import readline  # noqa: F401  (importing it gives input() line editing and history)
     while True:
         try:
-            yield input("> ")
+            yield input("> " if sys.stdout.isatty() else "")
         except EOFError:
             print()
             return
@@ -112,20 +116,26 @@ def _obey(command: str, session: "ChatSession") -> None:
 
 
 def _print_answer(session: "ChatSession", question: str) -> None:
-    answer: Answer | None = None
+    """Stream the answer to `question`, and say why it ended where the model did not end it."""
     stream = session.ask(_decodable(question))
     write = _writer()
+    said = False
     try:
-        answer = _pass_on(stream, write)
-    except KeyboardInterrupt:
-        if not sys.stdin.isatty():
-            raise
+        while True:
+            try:
+                write(next(stream))
+            except StopIteration as end:
+                answer: Answer = end.value
+                break
+            said = True
+        write("\n")
+    except BaseException:
+        if said:
+            write("\n")
+        raise
     finally:
         stream.close()
-        write("\n")
-    if answer is None:
-        _note("interrupted")
-    elif not answer.stopped:
+    if not answer.stopped:
         context = session.speaker.context
         if answer.limit < session.sampling.max_new_tokens:
             _note(f"cut: the context of {context:,} tokens is full; /clear makes room")
@@ -133,16 +143,6 @@ def _print_answer(session: "ChatSession", question: str) -> None:
             _note(f"cut after {answer.limit:,} tokens; --max-new-tokens N allows more")
     elif not answer.text:
         _note("the model ended its answer at once, without a word")
-
-
-def _pass_on(stream: "Generator[str, None, Answer]", write: Callable[[str], None]) -> "Answer":
-    while True:
-        try:
-            piece = next(stream)
-        except StopIteration as end:
-            answer: Answer = end.value
-            return answer
-        write(piece)
 
 
 def _writer() -> Callable[[str], None]:

@@ -60,6 +60,7 @@ def run(
         TimeRemainingColumn(),
         console=error_console,
         transient=True,
+        disable=not error_console.is_terminal,
     ) as progress:
         task = progress.add_task("answers", total=len(prompts))
         ids = [prompt.ids for prompt in prompts]

@@ -70,9 +70,9 @@ def run(
     Raises ConfigError where the directory holds a run with other settings or data.
     """
     config = resolved.config
-    directory = RunDir(_output(resolved))
-    if fresh:
-        directory = RunDir(next_free(directory.path))
+    output = _output(resolved)
+    directory = RunDir(next_free(output) if fresh else output)
+    resolved = resolved.with_output(directory.path)
     group = join_group()
     if not group.is_first:
         console = Console(quiet=True)

@@ -134,6 +134,8 @@ class Dataset:
     """sha256 of the data files."""
     template: ChatTemplate
     """The template to save and serve with: the encoder's, its thinking switch set as trained."""
+    tokenizer: Any
+    """The tokenizer of the ids, to show where tokens begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +293,8 @@ class Encoder:
         try:
             prompt = template.render(before, tools, add_generation_prompt=True)
             whole = template.render([*before, answer], tools, add_generation_prompt=False)
+            if not whole.startswith(prompt) and before[0].role == "system":
+                whole = _rejoin_system(template, before, answer, tools, prompt) or whole
         except TemplateError as error:
             raise RowRefused(
                 "template",
@@ -632,7 +636,9 @@ def encode_dataset(encoder: Encoder, rows: Rows) -> Dataset:
     notes = [*rows.notes, *encoder.notes]
     notes += [f"{remark} ({count:,} answers)" for remark, count in remarks.items()]
     notes += _dataset_notes(encoder, conversations, examples, thinking)
-    return Dataset(examples, accounting, tuple(notes), rows.content_hash, template)
+    return Dataset(
+        examples, accounting, tuple(notes), rows.content_hash, template, encoder.tokenizer
+    )
 
 
 def _dataset_notes(
@@ -662,6 +668,28 @@ def _dataset_notes(
         )
         if lossy:
             yield f'{lossy:,} answers have characters the tokenizer lacks; "{spelt}" is trained'
+
+
+def _rejoin_system(
+    template: ChatTemplate,
+    before: Sequence[Message],
+    answer: Message,
+    tools: Sequence[Mapping[str, Any]] | None,
+    prompt: str,
+) -> str | None:
+    """`prompt` with the answer behind it, for templates that move the system text.
+
+    Mistral's writes it into the last message if that is a question, so that it is gone once the
+    answer stands there. What follows the generation prompt is then read off the conversation
+    without system text, if the question is followed by the same in both.
+    """
+    bare = template.render(before[1:], tools, add_generation_prompt=True)
+    bare_whole = template.render([*before[1:], answer], tools, add_generation_prompt=False)
+    question = before[-1].content.strip()
+    same_tail = prompt.rpartition(question)[2] == bare.rpartition(question)[2]
+    if bare_whole.startswith(bare) and same_tail:
+        return prompt + bare_whole[len(bare) :]
+    return None
 
 
 def _join_thinking(

@@ -1,7 +1,7 @@
 """What a person sees before step 1: the fate of all rows, their lengths, one row as it is trained.
 
 Owns the drawing, as rich renderables, and the JSON object of `myna data --json`, which other
-programs read. Reads no files and tokenizes nothing: everything is in the `Dataset`.
+programs read. Reads no files and decides nothing: everything is in the `Dataset`.
 """
 
 import math
@@ -30,7 +30,9 @@ def preview(dataset: Dataset, *, examples: int = 1) -> RenderableType:
     """Notes, accounting, lengths and the first `examples` examples, in this order."""
     parts: list[RenderableType] = [Text(f"· {note}") for note in dataset.notes]
     parts += [accounting_table(dataset), length_histogram(dataset)]
-    parts += [coloured_example(example) for example in dataset.examples[:examples]]
+    parts += [
+        coloured_example(example, dataset.tokenizer) for example in dataset.examples[:examples]
+    ]
     return Group(*parts)
 
 
@@ -85,18 +87,21 @@ def length_histogram(dataset: Dataset) -> Group:
     return Group(Text(title), table)
 
 
-def coloured_example(example: Example) -> Text:
+def coloured_example(example: Example, tokenizer: Any) -> Text:
     """One example: context dim, trained text bold green, and between ⟦ and ⟧ where colours fail.
 
-    Line breaks are marked, special tokens stand as they are.
+    Every other token is underlined, so that tokens can be told apart. Line breaks are marked,
+    special tokens stand as they are.
     """
-    text = Text()
-    text.append(
+    text = Text(
         f"{example.place}, answer {example.turn}: {len(example.prompt_ids)} tokens of context, "
         f"{len(example.completion_ids)} trained ⟦so⟧\n"
     )
-    text.append(_visible(example.prompt_text), style="dim")
-    text.append("⟦" + _visible(example.completion_text) + "⟧", style="bold green")
+    context, trained = _pieces(example, tokenizer)
+    _append_pieces(text, context, "dim")
+    text.append("⟦", style="bold green")
+    _append_pieces(text, trained, "bold green")
+    text.append("⟧", style="bold green")
     return text
 
 
@@ -129,9 +134,34 @@ def _bar(share: float) -> str:
     return "█" * full + (_EIGHTHS[part] if part else "")
 
 
-def _visible(text: str) -> str:
-    if len(text) > _MAX_SHOWN:
-        half = _MAX_SHOWN // 2
-        left_out = len(text) - 2 * half
-        text = f"{text[:half]} […{left_out:,} characters left out…] {text[-half:]}"
-    return text.replace("\t", "→").replace("\r", "␍").replace("\n", "↵\n")
+def _pieces(example: Example, tokenizer: Any) -> tuple[list[str], list[str]]:
+    """The texts of the tokens of context and completion; tokens within one character are joined.
+
+    A tokenizer that cannot say where its tokens stand gives each side as one piece.
+    """
+    whole = example.prompt_text + example.completion_text
+    border = len(example.prompt_text)
+    if tokenizer.is_fast:
+        encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        if tuple(encoded["input_ids"]) == example.prompt_ids + example.completion_ids:
+            starts = sorted({0, border, *(start for start, _ in encoded["offset_mapping"])})
+            ends = [*starts[1:], len(whole)]
+            pieces = [(start, whole[start:end]) for start, end in zip(starts, ends, strict=True)]
+            return (
+                [piece for start, piece in pieces if start < border],
+                [piece for start, piece in pieces if start >= border],
+            )
+    return [example.prompt_text], [example.completion_text]
+
+
+def _append_pieces(text: Text, pieces: Sequence[str], style: str) -> None:
+    length = sum(len(piece) for piece in pieces)
+    position = 0
+    for number, piece in enumerate(pieces):
+        position += len(piece)
+        if _MAX_SHOWN // 2 < position <= length - _MAX_SHOWN // 2:
+            continue
+        if position - len(piece) <= length - _MAX_SHOWN // 2 < position and length > _MAX_SHOWN:
+            text.append(f" […{length - _MAX_SHOWN:,} characters left out…] ", style=style)
+        visible = piece.replace("\t", "→").replace("\r", "␍").replace("\n", "↵\n")
+        text.append(visible, style=f"{style} underline" if number % 2 else style)

@@ -1,0 +1,306 @@
+"""`myna train` as a person runs it: in a process of its own, killed, resumed, refused."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from myna.cli.train import run
+from myna.config_file import load_config
+from myna.errors import ConfigError, MynaError
+from myna.training.events import read_events
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+def myna(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "myna.cli.main", *map(str, arguments)],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def train(job: Path, *overrides: str, fresh: bool = False) -> tuple[Path, str]:
+    """The command in this process: its run directory and what it printed."""
+    console = Console(file=io.StringIO(), width=100)
+    finished = run(load_config(job, overrides), fresh=fresh, console=console)
+    return finished.directory.path, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def losses(directory: Path, *kinds: str) -> list[float]:
+    events = read_events(directory / "events.jsonl")
+    return [event["loss"] for event in events if event["event"] in (kinds or ("step",))]
+
+
+def adapter_hash(directory: Path) -> str:
+    content = (directory / "adapter" / "adapter_model.safetensors").read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"model: {tiny_model}\ndata: rows.jsonl\ndtype: float32\nsystem: Answer like a bird.\n"
+        "lora: {rank: 4, dropout: 0.1}\n"
+        "train: {epochs: 2, batch_size: 4, micro_batch_size: 2, learning_rate: 1e-3, "
+        "save_steps: 3}\n"
+    )
+    return path
+
+
+def test_one_command_from_rows_to_an_adapter_and_what_a_person_reads(
+    job: Path, tiny_model: Path
+) -> None:
+    done = myna("train", "job.yaml", "train.logging_steps=4", folder=job.parent)
+    assert done.returncode == 0, done.stderr
+    directory = job.parent / "runs" / "job"
+    for text in (
+        "rows in",  # accounting
+        "⟦",  # one example, trained text marked
+        "parameters trained",
+        "12 steps of 4 rows (6 per epoch), 24 rows train, 0 held out (held_out: 0)",
+        "first step took",
+        "step      4  epoch 0.67  loss",
+        "only 12 steps",
+        "The adapter is in runs/job/adapter",
+        "myna chat runs/job",
+    ):
+        assert text in done.stdout, text
+    assert (directory / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    names = {path.name for path in (directory / "adapter").iterdir()}
+    assert names >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "myna.json",
+        "README.md",
+        "tokenizer.json",
+    }
+    steps = [event for event in read_events(directory / "events.jsonl") if event["event"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 13))
+    stored = json.loads((directory / "data.json").read_text())
+    assert stored["rows_in"] == stored["trained"] == 24
+    assert stored["trained_tokens"] * 2 == sum(event["trained_tokens"] for event in steps)
+    config = (directory / "config.yaml").read_text()
+    assert f"rank: 4  # {job.name} line 5" in config and "  seed: 42  # default" in config
+    assert "dtype" in json.loads((directory / "plan.json").read_text())
+    assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [
+        "step-00000009",
+        "step-00000012",
+    ]
+    # Loads elsewhere: plain transformers and peft, and says the trained prompt.
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = peft.PeftModel.from_pretrained(base, directory / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(directory / "adapter")
+    ids = tokenizer.apply_chat_template(
+        [
+            {"role": "system", "content": "Answer like a bird."},
+            {"role": "user", "content": "What is 1?"},
+        ],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )["input_ids"]
+    trained = myna("data", "job.yaml", "--json", "--rows", "24", folder=job.parent)
+    assert trained.returncode == 0, trained.stderr
+    shown = json.loads(trained.stdout)["rows"]
+    assert ids[0].tolist() in [row["prompt_ids"] for row in shown]
+    with torch.no_grad(), model.disable_adapter():
+        plain = model(ids).logits
+    with torch.no_grad():
+        assert not torch.allclose(model(ids).logits, plain, atol=1e-3)
+
+    _, said = train(job)
+    assert "is finished; nothing was changed" in said
+    fresh, _ = train(job, fresh=True)
+    assert fresh.name == "job-2" and adapter_hash(fresh) == adapter_hash(directory)
+
+
+def test_a_run_killed_in_mid_step_resumes_by_the_same_command_to_the_same_bytes(job: Path) -> None:
+    folder = job.parent
+    straight, _ = train(job, "output=straight")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "myna.cli.main", "train", "job.yaml"],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+    )
+    events = folder / "runs" / "job" / "events.jsonl"
+    deadline = time.monotonic() + 60
+    while not events.exists() or events.read_text().count('"step"') < 8:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "runs" / "job" / "adapter").exists()
+    resumed, said = train(job)
+    assert "going on after step" in said
+    assert adapter_hash(resumed) == adapter_hash(straight)
+    steps = [e["step"] for e in read_events(events) if e["event"] == "step"]
+    assert steps == list(range(1, 13))
+
+
+def test_a_signal_stops_at_the_step_boundary_with_exit_code_75(job: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "myna.cli.main", "train", "job.yaml", "train.epochs=500"],
+        cwd=job.parent,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    events = job.parent / "runs" / "job" / "events.jsonl"
+    deadline = time.monotonic() + 60
+    while not events.exists() or events.read_text().count('"step"') < 3:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "SIGTERM: stopping after this step" in output
+    assert "the same command goes on from here" in errors
+    last = max(event["step"] for event in read_events(events) if event["event"] == "step")
+    assert (events.parent / "checkpoints" / f"step-{last:08d}").is_dir()
+
+
+def test_another_runs_directory_is_refused_with_both_values(job: Path) -> None:
+    directory, _ = train(job, "train.max_steps=1")
+    with pytest.raises(ConfigError) as caught:
+        train(job, "train.max_steps=1", "train.learning_rate=0.5")
+    assert str(caught.value) == (
+        f"{directory} holds a run with other settings:\n"
+        "  train.learning_rate is 0.5 now and was 0.001\n"
+        "  Repeat the command that began this run, start another with --fresh, or choose another "
+        "place with --output."
+    )
+    train(job, "train.max_steps=1", "train.logging_steps=1")  # changes no trained number
+
+
+def test_changed_data_is_noticed_on_resume(job: Path) -> None:
+    directory, _ = train(job, "train.max_steps=1")
+    (directory / "adapter").rename(job.parent / "gone")
+    data = job.parent / "rows.jsonl"
+    data.write_text(data.read_text().replace("It is 7!", "It is 8!"))
+    with pytest.raises(ConfigError, match=r"holds a run on another data \(SHA-256\):"):
+        train(job, "train.max_steps=1")
+
+
+def test_a_run_directory_stands_for_its_yaml(job: Path) -> None:
+    directory, _ = train(job, "train.max_steps=2")
+    again, said = train(directory)
+    assert again == directory and "is finished; nothing was changed" in said
+
+
+def test_start_from_goes_on_with_a_finished_adapter(job: Path) -> None:
+    first, _ = train(job, "train.epochs=10", "train.learning_rate=0.01")
+    (job.parent / "more.jsonl").write_text((job.parent / "rows.jsonl").read_text())
+    second, _ = train(job, "data=more.jsonl", "lora.rank=4", "lora.start_from=runs/job", "output=b")
+    assert losses(second)[0] < 0.9 * losses(first)[0]
+    with pytest.raises(ConfigError) as caught:
+        train(job, "lora.start_from=runs/job", "lora.rank=8", "output=c")
+    assert str(caught.value) == (
+        "lora.rank is 8, but lora.start_from keeps the shape of its adapter, which has 4.\n"
+        "  Leave lora.rank out, or start a new adapter without lora.start_from."
+    )
+
+
+def test_pissa_resumes_and_is_saved_as_a_plain_adapter_on_the_untouched_base(job: Path) -> None:
+    pissa = ("lora.init=pissa", "lora.dropout=0")
+    directory, _ = train(job, *pissa)
+    settings = json.loads((directory / "adapter" / "adapter_config.json").read_text())
+    assert settings["init_lora_weights"] is True and settings["r"] == 8
+    first = adapter_hash(directory)
+    (directory / "adapter").rename(job.parent / "gone")
+    shutil.rmtree(directory / "checkpoints" / "step-00000012")
+    _, said = train(job, *pissa)  # the same first A and B are made again
+    assert "going on after step 9" in said
+    assert adapter_hash(directory) == first
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "texts"),
+    [
+        (["data=nothing.jsonl"], 3, ["nothing.jsonl"]),
+        (["lora.target_modules=c_attn,w1"], 2, ["c_attn", "w1", "q_proj", "down_proj"]),
+        (["train.max_length=20"], 3, ["max_length is 20", "Training has not started"]),
+        (["dtype=float16"], 2, ["float16"]),
+        (["model=no/such/folder"], 2, ["no/such/folder"]),
+        (["train.batchsize=3"], 2, ['unknown key "train.batchsize". Did you mean "train.batch_']),
+    ],
+)
+def test_bad_input_stops_before_anything_is_written(
+    job: Path, overrides: list[str], code: int, texts: list[str]
+) -> None:
+    with pytest.raises(MynaError) as caught:
+        train(job, *overrides)
+    assert caught.value.exit_code == code
+    for text in texts:
+        assert text in str(caught.value)
+    assert not (job.parent / "runs" / "job" / "config.yaml").exists()
+
+
+def test_an_error_is_one_message_and_an_exit_code(job: Path) -> None:
+    done = myna("train", "job.yaml", "data=nothing.jsonl", folder=job.parent)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert "nothing.jsonl" in done.stderr
+
+
+def test_two_processes_compute_the_same_losses_as_one(job: Path) -> None:
+    """Two ranks by torchrun on one machine, gradients added over gloo."""
+    folder = job.parent
+    arguments = [
+        "train",
+        "job.yaml",
+        "lora.dropout=0",
+        "held_out=4",
+        "train.save_on_each_node=true",
+    ]
+    train(job, *arguments[2:], "output=one")
+    both = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "myna.cli.main",
+            *arguments,
+            "output=two",
+        ],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert both.returncode == 0, both.stderr
+    assert losses(folder / "two", "step", "eval") == pytest.approx(
+        losses(folder / "one", "step", "eval"), rel=1e-5
+    )
+    one = load_file(folder / "one" / "adapter" / "adapter_model.safetensors")
+    two = load_file(folder / "two" / "adapter" / "adapter_model.safetensors")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-6)
+    assert both.stdout.count("parameters trained") == 1  # one process speaks

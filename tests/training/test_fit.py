@@ -1,0 +1,341 @@
+"""The loop against transformers' Trainer with peft, and against itself cut and resumed."""
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    DataCollatorForSeq2Seq,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+
+from myna.data.conversation import Place
+from myna.data.encode import Example
+from myna.data.loader import rows_of_steps
+from myna.errors import Interrupted, NonFiniteError
+from myna.training.checkpoint import latest_checkpoint
+from myna.training.events import EventLog, read_events
+from myna.training.fit import (
+    AdapterTensors,
+    FitResult,
+    FitSettings,
+    fit,
+    recompute_activations,
+)
+
+CPU = torch.device("cpu")
+PAD = 3
+
+
+def random_rows(number: int, seed: int = 0) -> list[Example]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        length = int(torch.randint(low, high, (1,), generator=draw))
+        return tuple(torch.randint(4, 64, (length,), generator=draw).tolist())
+
+    return [
+        Example(
+            prompt_text="",
+            completion_text="",
+            prompt_ids=(1, *ids(2, 12)),
+            completion_ids=(*ids(1, 9), 2),
+            place=Place(Path("rows.jsonl"), row + 1, row + 1),
+            turn=0,
+        )
+        for row in range(number)
+    ]
+
+
+def tiny_model(*, dropout: float = 0.0) -> peft.PeftModel:
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=PAD,
+        initializer_range=0.1,  # larger than usual: a random model then learns in a few steps
+    )
+    lora = LoraConfig(r=4, lora_alpha=16, lora_dropout=dropout, target_modules="all-linear")
+    return get_peft_model(LlamaForCausalLM(config), lora)
+
+
+def read(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def write(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in state.items():
+            model.get_parameter(name).copy_(value)
+
+
+ADAPTER = AdapterTensors(read, write)
+
+
+def settings(**changes: Any) -> FitSettings:
+    values: dict[str, Any] = {
+        "epochs": 3,
+        "max_steps": None,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "learning_rate": 1e-2,
+        "schedule": "linear",
+        "warmup_steps": 0,
+        "warmup_ratio": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "seed": 42,
+        "pad_id": PAD,
+        "save_steps": 1000,
+        "keep_checkpoints": 2,
+    }
+    return FitSettings(**(values | changes))
+
+
+def run(
+    model: nn.Module,
+    rows: list[Example],
+    chosen: FitSettings,
+    held_out: list[Example] | None = None,
+    *,
+    folder: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    resume: bool = False,
+) -> FitResult:
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+    found = latest_checkpoint(folder, pytest.fail) if resume and folder else None
+    with EventLog(None if folder is None else folder / "events.jsonl") as events:
+        return fit(
+            model,
+            rows,
+            held_out or [],
+            chosen,
+            device=CPU,
+            adapter=ADAPTER,
+            events=events,
+            checkpoints=folder,
+            resume=found,
+            stop_requested=stop,
+        )
+
+
+class RecordingTrainer(Trainer):
+    """Trainer as published, but with our order of rows and a note of every micro-batch's loss."""
+
+    losses: list[float]
+
+    def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler[int]:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.losses.append(loss.item())
+        return loss
+
+
+def pad_only_tokenizer() -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    vocabulary = {f"t{number}": number for number in range(64)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="t0")), pad_token="t3"
+    )
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_twenty_steps_have_the_losses_of_transformers_trainer_with_peft(
+    accumulation: int, checkpointing: bool, tmp_path: Path
+) -> None:
+    rows, steps, batch = random_rows(24), 20, 4
+    theirs = tiny_model()
+    ours = copy.deepcopy(theirs)
+    if checkpointing:
+        recompute_activations(ours)
+    order = [
+        row
+        for _, _, chosen in rows_of_steps(24, batch, seed=42, first_step=1, last_step=steps)
+        for row in chosen
+    ]
+    # The tutorial's encoding, correctly masked: BOS is part of the prompt and has no label.
+    features = [
+        {
+            "input_ids": [*rows[row].prompt_ids, *rows[row].completion_ids],
+            "attention_mask": [1] * (len(rows[row].prompt_ids) + len(rows[row].completion_ids)),
+            "labels": [-100] * len(rows[row].prompt_ids) + list(rows[row].completion_ids),
+        }
+        for row in order
+    ]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=batch // accumulation,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=1,
+        learning_rate=1e-2,
+        lr_scheduler_type="linear",
+        optim="adamw_torch_fused",
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        gradient_checkpointing=checkpointing,
+    )
+    trainer = RecordingTrainer(
+        theirs,
+        arguments,
+        train_dataset=features,  # type: ignore[arg-type]
+        data_collator=DataCollatorForSeq2Seq(pad_only_tokenizer(), padding=True),
+    )
+    trainer.losses = []
+    trainer.train()
+    expected = [
+        sum(trainer.losses[start : start + accumulation])
+        for start in range(0, len(trainer.losses), accumulation)
+    ]
+
+    result = run(
+        ours, rows, settings(epochs=100, max_steps=steps, micro_batch_size=batch // accumulation)
+    )
+    assert len(result.losses) == steps
+    assert result.losses[-1] < 0.9 * result.losses[0]  # it learned: equal zeros would prove nothing
+    assert result.losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_cut_into_micro_batches_changes_nothing() -> None:
+    rows = random_rows(10)
+    whole = run(tiny_model(), rows, settings(batch_size=6, micro_batch_size=6))
+    for micro in (1, 2, 4, 5):
+        cut = run(tiny_model(), rows, settings(batch_size=6, micro_batch_size=micro))
+        assert cut.losses == pytest.approx(whole.losses, rel=1e-5)
+
+
+def test_a_step_is_the_mean_over_its_trained_tokens_computed_by_hand() -> None:
+    rows = random_rows(3)
+    model = tiny_model()
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            ids = [*row.prompt_ids, *row.completion_ids]
+            scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            for position in range(len(row.prompt_ids), len(ids)):
+                total -= scores[position - 1, ids[position]].item()
+                tokens += 1
+    result = run(model, rows, settings(epochs=1, micro_batch_size=2))
+    assert result.losses == pytest.approx([total / tokens], rel=1e-6)
+
+
+def test_the_last_step_of_an_epoch_takes_the_rows_left_over(tmp_path: Path) -> None:
+    result = run(tiny_model(), random_rows(10), settings(epochs=2), folder=tmp_path)
+    assert result.step == 6
+    events = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "step"]
+    assert [event["rows"] for event in events] == [4, 4, 2, 4, 4, 2]
+    assert [event["epoch"] for event in events] == [0.3333, 0.6667, 1, 1.3333, 1.6667, 2]
+    assert all(
+        event["computed_tokens"] >= event["tokens"] > event["trained_tokens"] for event in events
+    )
+    assert all(event["peak_memory_bytes"] > 10**7 and event["seconds"] > 0 for event in events)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5])
+def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, cut: int) -> None:
+    rows, held_out = random_rows(10), random_rows(3, seed=1)
+    chosen = settings(epochs=3, micro_batch_size=2, save_steps=3, keep_best=True)
+    straight = tiny_model(dropout=0.2)
+    whole = run(straight, rows, chosen, held_out, folder=tmp_path / "straight_run")
+
+    calls = iter(range(1, 100))
+    with pytest.raises(Interrupted, match=f"stopped after step {cut}; the same command goes on"):
+        run(
+            tiny_model(dropout=0.2),
+            rows,
+            chosen,
+            held_out,
+            folder=tmp_path / "cut",
+            stop=lambda: next(calls) == cut,
+        )
+    resumed = tiny_model(dropout=0.2)
+    rest = run(resumed, rows, chosen, held_out, folder=tmp_path / "cut", resume=True)
+    assert rest.losses == whole.losses[cut:]
+    assert rest.best_loss == whole.best_loss and rest.best_step == whole.best_step
+    assert all(torch.equal(value, read(resumed)[name]) for name, value in read(straight).items())
+
+
+def test_dropout_is_drawn_anew_each_step_and_repeats_with_the_seed() -> None:
+    rows = random_rows(4)
+    frozen = settings(learning_rate=1e-12, epochs=3)
+    first = run(tiny_model(dropout=0.5), rows, frozen).losses
+    model = tiny_model(dropout=0.5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.05)
+    moving = run(model, rows, frozen).losses
+    assert first == pytest.approx([first[0]] * 3)  # B is zero: dropout cannot be seen
+    assert len(set(moving)) == 3
+
+
+def test_early_stopping_and_the_best_adapter(tmp_path: Path) -> None:
+    rows, held_out = random_rows(4), random_rows(4, seed=9)  # nothing general to learn
+    chosen = settings(
+        epochs=100,
+        learning_rate=0.05,
+        schedule="constant",
+        eval_steps=2,
+        early_stopping_patience=3,
+        keep_best=True,
+    )
+    model = tiny_model()
+    result = run(model, rows, chosen, held_out, folder=tmp_path)
+    evaluations = [e for e in read_events(tmp_path / "events.jsonl") if e["event"] == "eval"]
+    losses = [event["loss"] for event in evaluations]
+    assert result.stopped_early and result.step < 100
+    assert [event["step"] for event in evaluations] == list(range(2, result.step + 1, 2))
+    assert losses.index(min(losses)) == len(losses) - 4
+    assert result.best_loss == min(losses)
+    again = run(
+        model, rows, settings(learning_rate=1e-12, max_steps=1), held_out, folder=tmp_path / "x"
+    )
+    assert again.best_loss == pytest.approx(min(losses), rel=1e-5)  # the best is in the model
+
+
+def test_a_non_finite_loss_stops_before_the_weights_move() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_base_model().lm_head.weight[5, 0] = float("nan")
+    before = read(model)
+    with pytest.raises(NonFiniteError) as caught:
+        run(model, random_rows(2), settings())
+    assert "step 1: loss is nan" in str(caught.value)
+    assert "the weights did not move" in str(caught.value)
+    assert "rows.jsonl line 1" in str(caught.value) and "rows.jsonl line 2" in str(caught.value)
+    assert all(torch.equal(value, read(model)[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_activation_checkpointing_computes_each_layer_twice(recompute: bool) -> None:
+    model = tiny_model()
+    if recompute:
+        recompute_activations(model)
+    calls = []
+    model.get_submodule("base_model.model.model.layers.1.mlp").register_forward_pre_hook(
+        lambda *_: calls.append(None)
+    )
+    run(model, random_rows(4), settings(epochs=1))
+    assert len(calls) == (2 if recompute else 1)
