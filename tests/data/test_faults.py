@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from myna.data.conversation import Place
+from myna.data.faults import Fault, raise_faults
+from myna.errors import DataError
+
+ROLE = (
+    'messages[2].role is "asistant"; expected system, user, assistant or tool.',
+    'Did you mean "assistant"?',
+)
+
+
+def fault(line: int, kind: str = "role", name: str = "train.jsonl") -> Fault:
+    return Fault(kind, Place(Path(name), line, line), *ROLE)
+
+
+def text(faults: list[Fault]) -> str:
+    with pytest.raises(DataError) as error:
+        raise_faults(faults)
+    return str(error.value)
+
+
+def test_no_faults_no_error() -> None:
+    raise_faults([])
+
+
+def test_one_fault_in_three_rows() -> None:
+    assert text([fault(418), fault(902), fault(1377)]) == (
+        'train.jsonl line 418: messages[2].role is "asistant"; expected system, user, assistant or '
+        'tool.\n  Did you mean "assistant"?  3 rows have this fault: lines 418, 902, 1377. '
+        "Training "
+        "has not started."
+    )
+
+
+def test_different_faults_are_all_listed() -> None:
+    message = text([fault(1, "a"), fault(2, "b"), fault(3, "a")])
+    assert message.count("Did you mean") == 2
+    assert "2 rows have this fault: lines 1, 3." in message
+    assert message.endswith("\nTraining has not started.")
+
+
+def test_rows_of_several_files_are_named_with_their_file() -> None:
+    message = text([fault(1), fault(2, name="more.jsonl")])
+    assert "2 rows have this fault: train.jsonl line 1, more.jsonl line 2." in message
+
+
+def test_beyond_a_screenful_faults_and_lines_are_counted() -> None:
+    message = text([fault(line, str(line)) for line in range(1, 31)])
+    assert message.count("Did you mean") == 20
+    assert message.endswith("\nand 10 more rows with other faults.\nTraining has not started.")
+    message = text([fault(line) for line in range(1, 31)])
+    assert "30 rows have this fault: lines 1, 2," in message
+    assert " 20 and 10 more. Training has not started." in message

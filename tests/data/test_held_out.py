@@ -1,0 +1,72 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from myna.data.conversation import Place
+from myna.data.encode import Example
+from myna.data.held_out import split_held_out
+from myna.errors import ConfigError
+
+
+def examples(
+    prompts: Sequence[tuple[int, ...]], rows: Sequence[int] | None = None
+) -> list[Example]:
+    numbers = rows or range(1, len(prompts) + 1)
+    return [
+        Example("", "", prompt, (index, 2), Place(Path("a.jsonl"), row, row), 1)
+        for index, (prompt, row) in enumerate(zip(prompts, numbers, strict=True))
+    ]
+
+
+def test_zero_holds_nothing_out() -> None:
+    data = examples([(1,), (2,)])
+    assert split_held_out(data, 0, 42) == (data, [])
+
+
+@pytest.mark.parametrize(("held_out", "count"), [(0.1, 10), (7, 7), (0.001, 1), (99, 99)])
+def test_share_or_number_each_side_in_order(held_out: float, count: int) -> None:
+    data = examples([(index,) for index in range(100)])
+    trained, held = split_held_out(data, held_out, 42)
+    assert len(held) == count and len(trained) == 100 - count
+    for side in (trained, held):
+        assert [example.place.row for example in side] == sorted(e.place.row for e in side)
+    assert {e.place.row for e in trained + held} == set(range(1, 101))
+
+
+def test_a_prompt_is_never_on_both_sides() -> None:
+    """112 of the tutorial's 3,729 records repeat another: a random split leaks."""
+    data = examples([(index % 30,) for index in range(300)])
+    trained, held = split_held_out(data, 0.2, 42)
+    assert len(held) == 60
+    assert not {e.prompt_ids for e in trained} & {e.prompt_ids for e in held}
+
+
+def test_turns_of_a_conversation_stay_together() -> None:
+    # Two turns a row; rows 1 and 2 have their first prompt in common.
+    data = examples(
+        [(9,), (9, 1), (9,), (9, 2), (5,), (5, 1), (6,), (6, 1)], [1, 1, 2, 2, 3, 3, 4, 4]
+    )
+    for seed in range(10):
+        trained, held = split_held_out(data, 4, seed)
+        sides = [{e.place.row for e in trained}, {e.place.row for e in held}]
+        assert not sides[0] & sides[1]
+        assert {1, 2} <= sides[0] or {1, 2} <= sides[1]
+
+
+def test_the_seed_decides_and_the_order_of_rows_does_not() -> None:
+    data = examples([(index,) for index in range(100)])
+    held = {e.prompt_ids for e in split_held_out(data, 0.2, 42)[1]}
+    assert {e.prompt_ids for e in split_held_out(data[::-1], 0.2, 42)[1]} == held
+    assert {e.prompt_ids for e in split_held_out(data, 0.2, 43)[1]} != held
+
+
+@pytest.mark.parametrize("held_out", [2, 5, 0.99])
+def test_a_split_that_leaves_nothing_is_refused(held_out: float) -> None:
+    with pytest.raises(ConfigError) as error:
+        split_held_out(examples([(1,), (1,)]), held_out, 42)
+    assert str(error.value) == (
+        f"held_out is {held_out:g}, and the data has 2 examples in 1 groups without a prompt in "
+        "common; expected a number that leaves some on both sides.\n"
+        "  Choose another held_out, or 0 to hold nothing out."
+    )
