@@ -209,7 +209,7 @@ def test_ids_without_a_row_are_said() -> None:
     assert special.pad_id == 0
     assert special.notes == (
         "Stop id 4 has no row in the model (3 rows); left out.",
-        "the tokenizer's pad token has id 3, without a row in the model (3 rows).",
+        "Not padding with the tokenizer's pad token: id 3 has no row (3 rows).",
         "Padding with the unknown token, <unk> (id 0).",
         "The tokenizer has 7 tokens, the model 3 rows: text that needs an id from 3 on cannot be "
         "used.",

@@ -198,7 +198,7 @@ def settle_special_ids(
         if index is None or index < 0:
             continue
         if not has_row(index):
-            notes.append(f"{origin} has id {index}, without a row in the model ({rows} rows).")
+            notes.append(f"Not padding with {origin}: id {index} has no row ({rows} rows).")
             continue
         pad_id = index
         if rank > 0:
