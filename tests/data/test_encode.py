@@ -15,6 +15,8 @@ from chat_families import (
     make_tokenizer,
     talk,
 )
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from myna.data.conversation import Conversation, Message
 from myna.data.encode import Accounting, Dataset, Encoder, RowRefused, encode_dataset
@@ -54,6 +56,13 @@ def family(name: str) -> Any:
 def encoder(tokenizer: Any, **options: Any) -> Encoder:
     options.setdefault("stop_ids", [tokenizer.eos_token_id])
     return Encoder(tokenizer, choose_template(tokenizer, None), **options)
+
+
+def words(vocabulary: dict[str, int]) -> Any:
+    """A tokenizer of whole words: <unk> is 0, </s> is 1."""
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, **vocabulary}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
 
 
 def rows(*conversations: Conversation) -> Rows:
@@ -119,8 +128,6 @@ def test_one_bos_at_the_start(name: str) -> None:
 
 
 def test_bos_that_only_plain_text_gets_is_not_added_and_said() -> None:
-    from tokenizers import processors
-
     tokenizer = make_tokenizer("byte", CHATML, bos_token="<s>", **CHATML_TOKENS)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
@@ -327,6 +334,53 @@ def test_a_template_that_refuses_a_row_is_quoted() -> None:
     )
 
 
+def test_a_system_text_that_moves_with_the_last_question() -> None:
+    """Mistral's template writes it into the last question only: gone once the answer is there."""
+    tokenizer = family("mistral")
+    examples = encoder(tokenizer, system="Be brief.").encode(talk(*TURNS[:2], *TURNS[4:]))
+    assert [(example.prompt_text, example.completion_text) for example in examples] == [
+        ("<s>[INST] Be brief.\n\nWhat is the capital?[/INST]", " Paris, 巴黎。</s>"),
+        (
+            "<s>[INST] What is the capital?[/INST] Paris, 巴黎。</s>"
+            "[INST] Be brief.\n\nand then[/INST]",
+            " answers</s>",
+        ),
+    ]
+
+
+def test_texts_and_tools_that_the_template_drops_are_refused() -> None:
+    made = encoder(family("chatml"))
+    error = refusal(made, talk(*TURNS[:2], tools=({"name": "search"},)))
+    assert str(error) == (
+        "rows.jsonl line 1: the row has tools and the chat template knows none.\n"
+        "  Remove the tools, or set `template: FILE` to one that writes them."
+    )
+    source = CHATML.replace("+ message['content']", "+ message['content'][:40]")
+    question = "hello there, how are you? " * 2
+    error = refusal(
+        encoder(make_tokenizer("byte", source, **CHATML_TOKENS)),
+        talk(("user", question), ("assistant", "a")),
+    )
+    assert str(error) == (
+        "rows.jsonl line 1: the chat template leaves out or changes the user text.\n"
+        f'  It is "{question}"; the prompt is "<|im_start|>user\\n{question[:40]}<|im_end|>\\n'
+        '<|im_start|>assistant\\n"'
+    )
+
+
+def test_templates_that_cannot_answer() -> None:
+    head = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% else %}"
+    tail = "{% endif %}{% endfor %}"
+    for body, expected in (
+        ("{{ raise_exception('mute') }}", "cannot render an answer: mute"),
+        ("<|im_end|>", "leaves out the text of an answer; it renders "),
+    ):
+        with pytest.raises(ConfigError) as error:
+            encoder(make_tokenizer("byte", head + body + tail, **CHATML_TOKENS))
+        assert str(error.value).startswith(f"The chat template (the tokenizer's own) {expected}")
+        assert str(error.value).endswith("Mend the template, or set `template: FILE` to another.")
+
+
 # Tokens across the border of prompt and completion
 
 
@@ -355,6 +409,35 @@ def test_a_completion_encoded_alone_gets_no_dummy_prefix_space() -> None:
     assert "".join(pieces) == "好的。</s>"
     joined = list(example.prompt_ids + example.completion_ids)
     assert tokenizer.decode(joined) == tokenizer.decode(whole) == "问：什么答：好的。</s>"
+
+
+def test_a_border_that_cannot_be_kept_is_refused() -> None:
+    """Whole words only: x and y apart are other text than xy."""
+    tokenizer = words({"x": 2, "y": 3, "xy": 4})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ ' ' if m['role'] == 'user' else 'x' }}{{ m['content'] }}"
+        "{{ '</s>' if m['role'] == 'assistant' }}{% endfor %}"
+        "{% if add_generation_prompt %}x{% endif %}"
+    )
+    error = refusal(encoder(tokenizer), talk(("user", "y "), ("assistant", "y")))
+    assert str(error) == (
+        "rows.jsonl line 1: prompt and answer cannot be tokenized apart without changing the text."
+        '\n  The prompt ends in " y x", the answer is "y</s>"'
+    )
+
+
+def test_a_stop_token_that_the_tokenizer_does_not_read_is_refused() -> None:
+    tokenizer = words({"x": 2})
+    tokenizer.add_tokens([AddedToken("END", single_word=True)])
+    tokenizer.chat_template = "{% for m in messages %}{{ ' ' + m['content'] + 'END' }}{% endfor %}"
+    stop = tokenizer.convert_tokens_to_ids("END")
+    error = refusal(encoder(tokenizer, stop_ids=[stop, 1]), talk(("user", "q"), ("assistant", "x")))
+    assert error.reason == "no_stop"
+    assert str(error) == (
+        "rows.jsonl line 1: the answer ends in ['<unk>'] (ids [0]), which is none of the stop ids "
+        f"[1, {stop}].\n  The model would not learn to stop; the tokenizer and its template do not "
+        "fit."
+    )
 
 
 # Control tokens
@@ -548,14 +631,7 @@ def test_a_refused_row_does_not_shift_its_neighbours() -> None:
 
 
 def test_characters_without_a_token_are_said() -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "yes": 2}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", eos_token="</s>"
-    )
+    tokenizer = words({"yes": 2})
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '</s>' }}{% endfor %}"
     dataset = encode_dataset(
         encoder(tokenizer), rows(talk(("user", "yes"), ("assistant", "yes 嬛")))

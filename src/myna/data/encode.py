@@ -307,8 +307,8 @@ class Encoder:
                 raise RowRefused(
                     "text_dropped",
                     place,
-                    f"the chat template leaves the {message.role} text out of the prompt.",
-                    f"The prompt is {_excerpt(prompt)}",
+                    f"the chat template leaves out or changes the {message.role} text.",
+                    f"It is {_excerpt(message.content)}; the prompt is {_excerpt(prompt)}",
                     kind=f"text_dropped:{message.role}",
                 )
         if tools and not _mentions_tools(template):
