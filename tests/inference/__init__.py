@@ -1,0 +1,1 @@
+"""Tests of `myna.inference`; a package, because `cli` has test files of the same names."""
