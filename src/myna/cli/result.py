@@ -14,6 +14,7 @@ from myna import __version__
 from myna.cli.preparation import Prepared
 from myna.config import Config
 from myna.lora.adapter_file import AdapterMetadata, save_adapter
+from myna.models.tokenizer import save_tokenizer
 from myna.report.plots import plot_loss
 from myna.run_dir import RunDir, written_aside
 from myna.training.events import read_events
@@ -42,7 +43,7 @@ def write_adapter(
         save_adapter(model, folder, metadata=metadata, initial=initial or None)
         tokenizer = prepared.loaded.tokenizer
         tokenizer.chat_template = template.saved_source
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         (folder / "README.md").write_text(_model_card(config, prepared), encoding="utf-8")
 
 
