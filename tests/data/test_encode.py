@@ -274,8 +274,8 @@ def test_reasoning_joins_where_the_generation_prompt_opens_think() -> None:
     (example,) = made.encode(talk(("user", "q"), Message("assistant", "a", reasoning="because")))
     assert example.prompt_text == "<s><|User|>q<|Assistant|><think>\n"
     assert example.completion_text == "because\n</think>\n\na</s>"
-    dataset = encode_dataset(made, rows(talk(("user", "q"), ("assistant", "a"))))
-    assert dataset.examples[0].completion_text == "\n</think>\n\na</s>"
+    dataset = encode_dataset(made, rows(talk(("user", "q"), ("assistant", " a\n"))))
+    assert dataset.examples[0].completion_text == "\n</think>\n\n a\n</s>"
     assert (
         "the generation prompt opens <think>; answers without reasoning close it at once "
         "(1 answers)" in dataset.notes

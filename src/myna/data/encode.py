@@ -702,7 +702,8 @@ def _join_thinking(
     rest = whole[len(head) :]
     if not rest.startswith(answer.content):
         rest = rest.lstrip()
-    if not (tail and whole.startswith(head) and rest.startswith(answer.content.strip())):
+    is_answer = rest.lstrip().startswith(answer.content.strip())
+    if not (tail and whole.startswith(head) and is_answer):
         raise RowRefused(
             "prompt_not_prefix",
             place,
