@@ -5,7 +5,6 @@ that any engine that loads the folder sends the model the text it was trained on
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from peft import PeftModel
 from torch import Tensor
@@ -49,8 +48,7 @@ def write_adapter(
 
 def draw_loss(directory: RunDir) -> None:
     """Draw `loss.png` from the run's events."""
-    events: list[dict[str, Any]] = list(read_events(directory.events))
-    plot_loss(events, directory.loss_plot, title=f"{directory.path.name}: loss")
+    plot_loss(read_events(directory.events), directory.loss_plot)
 
 
 def _model_card(config: Config, prepared: Prepared) -> str:
@@ -67,8 +65,8 @@ tags: [lora, myna]
 
 # LoRA adapter for {config.model}
 
-Trained with myna {__version__} on {accounting.rows_in:,} rows, {accounting.trained_tokens:,} tokens
-of answers.
+Trained with myna {__version__} on {accounting.rows_in:,} rows; their answers have
+{accounting.trained_tokens:,} tokens.
 {persona}
 | setting | value |
 | --- | --- |

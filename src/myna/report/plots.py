@@ -14,11 +14,8 @@ INK = "#1f4e79"
 HELD_OUT = "#c0392b"
 
 
-def plot_loss(events: Iterable[dict[str, Any]], path: Path, *, title: str) -> None:
-    """Draw the loss curve into `path` (PNG); epochs are marked by thin vertical lines.
-
-    The trend is an exponential mean over about a twentieth of the run.
-    """
+def plot_loss(events: Iterable[dict[str, Any]], path: Path) -> None:
+    """Draw the loss curve into `path` (PNG); epochs are marked by thin vertical lines."""
     events = list(events)
     steps = [event for event in events if event["event"] == "step"]
     evaluations = [event for event in events if event["event"] == "eval"]
@@ -43,17 +40,13 @@ def plot_loss(events: Iterable[dict[str, Any]], path: Path, *, title: str) -> No
             axes.axvline(later["step"], color="0.85", linewidth=0.8, zorder=0)
     axes.set_xlabel("step")
     axes.set_ylabel("loss per trained token")
-    axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def _trend(losses: list[float]) -> list[float]:
-    keep = 1 - 1 / max(1.0, len(losses) / 20)
-    total, weight, trend = 0.0, 0.0, []
-    for loss in losses:
-        total = keep * total + loss
-        weight = keep * weight + 1
-        trend.append(total / weight)
-    return trend
+    """The mean of the losses around each step, over about a twentieth of the run."""
+    reach = max(1, len(losses) // 40)
+    windows = (losses[max(0, at - reach) : at + reach + 1] for at in range(len(losses)))
+    return [sum(window) / len(window) for window in windows]
