@@ -16,10 +16,10 @@ FREE = {"free": True}
 
 
 def _known_initialisation(value: str) -> str:
-    if not re.fullmatch(r"default|gaussian|orthogonal|pissa|pissa_niter_[1-9]\d*|olora", value):
+    if not re.fullmatch(r"default|gaussian|orthogonal|pissa|pissa_niter_[1-9]\d*|olora|mica", value):
         raise ValueError(
             f"lora.init is {value!r}; expected default, gaussian, orthogonal, pissa, "
-            "pissa_niter_N (N a number, for example pissa_niter_16) or olora"
+            "pissa_niter_N (N a number, for example pissa_niter_16), olora or mica"
         )
     return value
 
@@ -51,8 +51,8 @@ class LoraConfig(Part):
     use_dora: bool = False
     """Train magnitude and direction apart (Liu et al. 2024, DoRA)."""
     init: Annotated[str, AfterValidator(_known_initialisation)] = "default"
-    """How A and B start: `default`, `gaussian`, `orthogonal`, `pissa`, `pissa_niter_N` or `olora`.
-    PiSSA and OLoRA are saved as a plain LoRA on the untouched base."""
+    """How A and B start: `default`, `gaussian`, `orthogonal`, `pissa`, `pissa_niter_N`, `olora` or
+    `mica`, all as in peft. PiSSA and OLoRA are saved as a plain LoRA on the untouched base."""
     start_from: str | None = None
     """A finished adapter to go on from, on new data. Its rank, alpha and targets are kept."""
 

@@ -45,13 +45,13 @@ def run(
     asked = read_questions(questions)
     wanted = Sampling(**sampling)
     speaker = open_speaker(source, system=system, trust_remote_code=trust_remote_code)
+    prompts = _prompts(speaker, asked)
     error_console.print(
         f"{len(asked):,} questions to {speaker.adapter or speaker.description}, "
         f"{speaker.describe(wanted)}",
         markup=False,
         soft_wrap=True,
     )
-    prompts = _prompts(speaker, asked)
     answers: dict[int, Answer] = {}
     with Progress(
         TextColumn("answers"),

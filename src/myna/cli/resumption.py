@@ -55,7 +55,7 @@ def stored_compute(directory: RunDir) -> Compute | None:
     if not directory.plan.exists():
         return None
     plan: dict[str, Any] = json.loads(directory.plan.read_text(encoding="utf-8"))
-    return Compute(plan["device"], plan["dtype"], "as when this run began")
+    return Compute(plan["device"], plan["dtype"], f"{plan['dtype']} as when this run began.")
 
 
 def write_description(

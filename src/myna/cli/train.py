@@ -154,7 +154,7 @@ def _train(
         notes.append(f"only {total_steps} steps: more epochs may be needed to hear a difference")
     console.print(injected.table())
     console.print(injected.summary)
-    console.print(f"computing on {compute.device} in {compute.dtype}: {compute.reason}")
+    console.print(f"computing on {compute.device}, {compute.reason}")
     for note in notes:
         console.print(f"[yellow]note:[/] {note}")
     console.print(
@@ -166,6 +166,12 @@ def _train(
 
     damaged: list[str] = []
     checkpoint = latest_checkpoint(directory.checkpoints, damaged.append)
+    if not group.agrees(0 if checkpoint is None else checkpoint.state.step, device):
+        raise ConfigError(
+            f"{directory.path}: the machines of this run have different checkpoints.\n"
+            "  Use a directory that all of them share, or train with save_on_each_node: true; to "
+            "begin anew, use --fresh on all."
+        )
     if writes:
         write_description(
             directory, resolved, prepared.dataset.accounting.to_json(), prepared.hashes, compute

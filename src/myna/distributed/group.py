@@ -65,6 +65,14 @@ class Group:
             return flag
         return bool(self.add(torch.tensor(float(flag), device=device)).item())
 
+    def agrees(self, value: int, device: torch.device) -> bool:
+        """Whether all processes have the same `value`."""
+        if self.size == 1:
+            return True
+        extremes = torch.tensor([value, -value], dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX)
+        return bool(extremes[0] == -extremes[1])
+
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.size > 1:
