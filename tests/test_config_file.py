@@ -167,7 +167,6 @@ def test_unknown_keys_name_file_line_and_nearest_key(tmp_path: Path) -> None:
         ("train.epochs=zero", "train.epochs is 'zero'; expected to be a valid number"),
         ("lora.dropout=1", "lora.dropout is 1; expected to be less than 1."),
         ("train.schedule=linaer", "expected to be 'linear', 'cosine' or 'constant'."),
-        ("lora.init=pisa", "lora.init is 'pisa'; expected default, gaussian, orthogonal, pissa,"),
         ("held_out=1.5", "held_out is 1.5; expected a share below 1 or a whole number of rows"),
         ("keep_best=true", "train.keep_best needs held-out rows and held_out is 0; set held_out"),
         ("gradient_accumulation_steps=2", "batch_size is the number of rows per optimizer step."),

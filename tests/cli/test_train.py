@@ -243,6 +243,7 @@ def test_pissa_resumes_and_is_saved_as_a_plain_adapter_on_the_untouched_base(job
     [
         (["data=nothing.jsonl"], 3, ["nothing.jsonl"]),
         (["lora.target_modules=c_attn,w1"], 2, ["c_attn", "w1", "q_proj", "down_proj"]),
+        (["lora.init=pisa"], 2, ['lora.init: "pisa" is unknown', "Offered: default, gaussian"]),
         (["train.max_length=20"], 3, ["max_length is 20", "Training has not started"]),
         (["dtype=float16"], 2, ["float16"]),
         (["model=no/such/folder"], 2, ["no/such/folder"]),

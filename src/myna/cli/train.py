@@ -35,6 +35,7 @@ from myna.device import choose_compute
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError
 from myna.lora.adapter_file import inject_from, read_adapter
+from myna.lora.initial import check_init
 from myna.lora.inject import Injected, inject
 from myna.models.load import load_model
 from myna.run_dir import RUNS, RunDir, next_free
@@ -126,6 +127,7 @@ def _train(
     config = resolved.config
     writes = group.writes(on_each_node=config.train.save_on_each_node)
 
+    check_init(config.lora.init, config.lora.rank)
     prepared = prepare_rows(config, trust_remote_code=trust_remote_code)
     if directory.data.exists():
         check_same_data(directory, prepared.hashes)
