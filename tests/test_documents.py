@@ -16,7 +16,7 @@ COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
 
 def mentioned_commands(text: str) -> set[str]:
-    return set(re.findall(r"(?:^|`|\s\s)myna ([a-z]+)", text, re.MULTILINE))
+    return set(re.findall(r"(?:^|`|\s\s)myna ([a-z]+)(?![a-z-])", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *EXAMPLES], ids=lambda path: path.name)
