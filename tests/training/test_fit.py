@@ -300,6 +300,9 @@ def test_early_stopping_and_the_best_adapter(tmp_path: Path) -> None:
     assert [event["step"] for event in evaluations] == list(range(2, result.step + 1, 2))
     assert losses.index(min(losses)) == len(losses) - 4
     assert result.best_loss == min(losses)
+    # Killed after the last checkpoint, the run is over: it does not train on.
+    rest = run(tiny_model(), rows, chosen, held_out, folder=tmp_path, resume=True)
+    assert rest.stopped_early and rest.losses == []
     again = run(
         model, rows, settings(learning_rate=1e-12, max_steps=1), held_out, folder=tmp_path / "x"
     )

@@ -45,6 +45,11 @@ class Batch:
         )
 
 
+def num_targets(example: Example) -> int:
+    """Trained tokens of a row: its completion, less a first token that nothing predicts."""
+    return len(example.completion_ids) - (not example.prompt_ids)
+
+
 def steps_per_epoch(num_rows: int, batch_size: int) -> int:
     """Optimizer steps in one pass; the last takes the rows left over."""
     return math.ceil(num_rows / batch_size)

@@ -11,8 +11,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -32,6 +33,8 @@ class State:
     """Best held-out loss so far."""
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    loss_scaling: dict[str, Any] = field(default_factory=dict)
+    """What torch's GradScaler keeps; empty but for float16."""
 
 
 @dataclass(frozen=True)

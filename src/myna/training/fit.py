@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import nn
 
 from myna.data.encode import Example
-from myna.data.loader import num_steps, padded_batches, rows_of_steps, steps_per_epoch
+from myna.data.loader import num_steps, num_targets, padded_batches, rows_of_steps, steps_per_epoch
 from myna.device import peak_memory_bytes
 from myna.distributed.group import ALONE, Group
 from myna.errors import Interrupted, NonFiniteError
@@ -117,7 +117,9 @@ def fit(
         state = resume.state
         load_adapter_state(model, resume.adapter)
         load_optimizer_tensors(optimizer, model, resume.optimizer)
+        scaler.load_state_dict(state.loss_scaling)
     result = FitResult(state.step, best_loss=state.best_loss, best_step=state.best_step)
+    result.stopped_early = _has_waited_long_enough(state, settings)
     model.train()
 
     for step, epoch, rows in rows_of_steps(
@@ -125,29 +127,26 @@ def fit(
         settings.batch_size,
         seed=settings.seed,
         first_step=state.step + 1,
-        last_step=rates.total_steps,
+        last_step=state.step if result.stopped_early else rates.total_steps,
     ):
         started = time.monotonic()
-        num_trained = sum(len(train_rows[row].completion_ids) for row in rows)
-        num_trained -= sum(
-            not train_rows[row].prompt_ids for row in rows
-        )  # a first token has no target
+        num_trained = sum(num_targets(train_rows[row]) for row in rows)
         batches = padded_batches(
             train_rows,
             rows[group.rank :: group.size],
             micro_batch_size=settings.micro_batch_size,
             pad_id=settings.pad_id,
         )
-        loss_sum = torch.zeros((), device=device)
+        sums = torch.zeros(2, device=device)  # loss, token positions computed
         for number, batch in enumerate(batches):
             torch.manual_seed(_dropout_seed(settings.seed, step, group.rank, number))
             loss = summed_loss(model, batch.to(device)) / num_trained
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.detach()
+            sums += torch.stack([loss.detach(), loss.new_tensor(batch.input_ids.numel())])
         # Added before unscaling, so that every process finds the same overflow and skips alike.
         group.add_gradients(parameters)
         scaler.unscale_(optimizer)
-        step_loss = group.add(loss_sum).item()
+        step_loss, computed_tokens = group.add(sums).tolist()
         grad_norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item()
         if not math.isfinite(step_loss) or not (math.isfinite(grad_norm) or scaler.is_enabled()):
             raise NonFiniteError(
@@ -176,13 +175,13 @@ def fit(
             grad_norm=grad_norm if math.isfinite(grad_norm) else None,
             rows=len(rows),
             tokens=tokens,
-            computed_tokens=sum(batch.input_ids.numel() for batch in batches),
+            computed_tokens=int(computed_tokens),
             trained_tokens=num_trained,
             seconds=round(time.monotonic() - started, 4),
             peak_memory_bytes=peak_memory_bytes(device.type),
         )
         is_last = step == rates.total_steps
-        state = replace(state, step=step)
+        state = replace(state, step=step, loss_scaling=scaler.state_dict())
         if held_out_rows and (is_last or _is_due(step, settings, len(train_rows))):
             held_out, num_tokens = held_out_loss(
                 model,
@@ -195,18 +194,11 @@ def fit(
             events.emit(
                 "eval", step=step, loss=held_out, rows=len(held_out_rows), tokens=num_tokens
             )
-            if state.best_loss is None or held_out < state.best_loss:
-                state = replace(
-                    state, best_loss=held_out, best_step=step, evaluations_without_gain=0
-                )
-                if checkpoints is not None and writes and settings.keep_best:
-                    save_best(checkpoints, step, held_out, adapter_state(model))
-            else:
-                waited = state.evaluations_without_gain + 1
-                state = replace(state, evaluations_without_gain=waited)
+            state = _judge(state, held_out)
+            if state.best_step == step and settings.keep_best and checkpoints and writes:
+                save_best(checkpoints, step, held_out, adapter_state(model))
             result.best_loss, result.best_step = state.best_loss, state.best_step
-        patience = settings.early_stopping_patience
-        result.stopped_early = patience is not None and state.evaluations_without_gain >= patience
+        result.stopped_early = _has_waited_long_enough(state, settings)
         stop = group.any(stop_requested(), device)
         save = step % settings.save_steps == 0 or stop or result.stopped_early or is_last
         if save and checkpoints is not None and writes:
@@ -244,6 +236,19 @@ def recompute_activations(model: nn.Module) -> None:
 def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
     """A resumed run draws the dropout that the uninterrupted one would have drawn."""
     return random.Random(f"{seed}:{step}:{rank}:{micro_batch}").getrandbits(63)
+
+
+def _judge(state: State, held_out: float) -> State:
+    """The state after an evaluation with this held-out loss."""
+    if state.best_loss is None or held_out < state.best_loss:
+        return replace(state, best_loss=held_out, best_step=state.step, evaluations_without_gain=0)
+    return replace(state, evaluations_without_gain=state.evaluations_without_gain + 1)
+
+
+def _has_waited_long_enough(state: State, settings: FitSettings) -> bool:
+    """Whether early stopping was asked for and its patience is at its end."""
+    patience = settings.early_stopping_patience
+    return patience is not None and state.evaluations_without_gain >= patience
 
 
 def _is_due(step: int, settings: FitSettings, num_rows: int) -> bool:
