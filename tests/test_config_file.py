@@ -117,6 +117,32 @@ def test_other_tools_words(job: Path, override: str, name: str, value: object) -
     assert flatten(load_config(job, [override]).config)[name] == value
 
 
+def test_the_command_line_goes_with_the_accumulation_of_the_file(tmp_path: Path) -> None:
+    text = "model: m\ndata: d\nper_device_train_batch_size: 8\ngradient_accumulation_steps: 2\n"
+    path = write(tmp_path, text)
+
+    def sizes(*overrides: str) -> tuple[int, int | None]:
+        train = load_config(path, overrides).config.train
+        return train.batch_size, train.micro_batch_size
+
+    assert sizes() == (16, 8)
+    assert sizes("per_device_train_batch_size=4") == (8, 4)
+    assert sizes("gradient_accumulation_steps=3") == (24, 8)
+    assert sizes("batch_size=5") == (5, 8)
+    assert "batch_size contradicts gradient_accumulation_steps" in error(
+        path, "batch_size=5", "gradient_accumulation_steps=1"
+    )
+
+
+def test_the_command_line_wins_over_another_word_for_the_same_thing_in_the_file(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, "model: m\ndata: d\ngradient_checkpointing: true\nbf16: true\n")
+    config = load_config(path, ["train.checkpointing=none", "dtype=float32"]).config
+    assert (config.train.checkpointing, config.dtype) == ("none", "float32")
+    assert load_config(path, ["gradient_checkpointing=false"]).config.train.checkpointing == "none"
+
+
 def test_every_setting_has_its_help() -> None:
     for name, field in leaves().items():
         assert field.description, name

@@ -119,10 +119,9 @@ def load_config(
     that cannot be, or a missing `model` or `data`.
     """
     path = _yaml_path(path) if path is not None else None
-    entries: dict[str, _Entry] = {}
-    if path is not None:
-        entries |= _canonical(_read_yaml(path))
-    entries |= _canonical(dict(_read_override(text) for text in overrides))
+    from_file = _canonical({} if path is None else _read_yaml(path))
+    from_line = _canonical(dict(_read_override(text) for text in overrides))
+    entries = _merge(from_file, from_line)
     for name, value in (flags or {}).items():
         if value is not None:
             entries[name] = _Entry(value, f"command line (--{name})")
@@ -232,8 +231,16 @@ def _read_override(text: str) -> tuple[str, _Entry]:
     return name, _Entry(parsed, "command line")
 
 
-def _canonical(entries: dict[str, _Entry]) -> dict[str, _Entry]:
-    """The same entries under our names; ConfigError for unknown, doubled or contradictory ones."""
+@dataclass(frozen=True)
+class _Canonical:
+    """The entries of one source: those under our names, and those with a combined meaning."""
+
+    found: dict[str, _Entry]
+    compound: dict[str, _Entry]
+
+
+def _canonical(entries: dict[str, _Entry]) -> _Canonical:
+    """The same entries under our names; ConfigError for unknown and doubled ones."""
     known = leaves()
     by_leaf: dict[str, str] = {}
     for name in known:
@@ -263,8 +270,29 @@ def _canonical(entries: dict[str, _Entry]) -> dict[str, _Entry]:
                 f"(first: {found[canonical].source}). Keep one of them."
             )
         found[canonical] = _Entry(_translate(canonical, entry.value), entry.source + alias_note)
-    _expand_compound(compound, found)
-    return found
+    return _Canonical(found, compound)
+
+
+def _merge(from_file: _Canonical, from_line: _Canonical) -> dict[str, _Entry]:
+    """All entries under our names, those of the command line winning.
+
+    Names with a combined meaning are put together first: `per_device_train_batch_size=4` on the
+    command line goes with the `gradient_accumulation_steps` of the file.
+    """
+    entries = dict(from_file.found)
+    _expand_compound(from_file.compound | from_line.compound, entries)
+    parts = from_line.compound.keys() & {*PER_DEVICE_NAMES, "gradient_accumulation_steps"}
+    if parts and "train.batch_size" in from_line.found:
+        raise ConfigError(_contradiction(from_line.found["train.batch_size"], min(parts)))
+    return entries | from_line.found
+
+
+def _contradiction(batch_size: _Entry, other: str) -> str:
+    return (
+        f"{batch_size.source}: batch_size contradicts {other}: batch_size is the number of rows per "
+        "step.\n  Keep it alone, or keep per_device_train_batch_size with "
+        "gradient_accumulation_steps."
+    )
 
 
 def _unknown_key(name: str, entry: _Entry) -> str:
@@ -321,11 +349,7 @@ def _expand_compound(compound: dict[str, _Entry], found: dict[str, _Entry]) -> N
         found["train.micro_batch_size"] = _Entry(rows, f"{micro.source} ({per_device[0]})")
         times = _whole_number("gradient_accumulation_steps", accumulation) if accumulation else 1
         if "train.batch_size" in found:
-            raise ConfigError(
-                f"{found['train.batch_size'].source}: batch_size contradicts "
-                f"{per_device[0]} ({micro.source}). batch_size is the number of rows per step; "
-                f"keep it, or keep {per_device[0]} with gradient_accumulation_steps."
-            )
+            raise ConfigError(_contradiction(found["train.batch_size"], per_device[0]))
         found["train.batch_size"] = _Entry(
             rows * times, f"{micro.source} ({per_device[0]} {rows} x accumulation {times})"
         )
