@@ -289,8 +289,8 @@ def _merge(from_file: _Canonical, from_line: _Canonical) -> dict[str, _Entry]:
 
 def _contradiction(batch_size: _Entry, other: str) -> str:
     return (
-        f"{batch_size.source}: batch_size contradicts {other}: batch_size is the number of rows per "
-        "step.\n  Keep it alone, or keep per_device_train_batch_size with "
+        f"{batch_size.source}: batch_size contradicts {other}: batch_size is the number of rows "
+        "per step.\n  Keep it alone, or keep per_device_train_batch_size with "
         "gradient_accumulation_steps."
     )
 
