@@ -203,6 +203,18 @@ def test_the_cut_falls_where_little_is_shared() -> None:
     assert whole.computed_tokens == packed_tokens(examples, list(range(8))) == 78
 
 
+def test_what_a_pack_shares_with_a_row_is_what_its_nearest_row_does() -> None:
+    # The two rows that begin with 1 2 0 1 share that, and the first row only the 1; counting the
+    # farther row of a pack instead of the nearest one leads to a cut of 13 tokens.
+    examples = [
+        row(ids[:-1], ids[-1:])
+        for ids in ((1, 1, 1, 1, 0), (0, 2), (1, 2, 0, 1, 0, 0, 2), (1, 2, 0, 1, 2), (2, 1, 2))
+    ]
+    first, second = check(examples, list(range(5)), 9)
+    assert (first.rows, second.rows) == ((0, 2, 3), (1, 4))
+    assert first.computed_tokens + second.computed_tokens == 12
+
+
 def test_rows_that_share_nothing_are_packed_by_their_lengths() -> None:
     lengths = [60, 40, 30, 70, 50, 20, 30]  # 3 x 100 in one way only, whatever order they stand in
     examples = [row((number,), (99,) * length) for number, length in enumerate(lengths)]
