@@ -123,11 +123,12 @@ def _print_answer(session: "ChatSession", question: str) -> None:
     try:
         while True:
             try:
-                write(next(stream))
+                piece = next(stream)
             except StopIteration as end:
                 answer: Answer = end.value
                 break
             said = True
+            write(piece)
         write("\n")
     except BaseException:
         if said:
