@@ -96,6 +96,19 @@ def test_a_full_context_is_said(tiny_model: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == note
 
 
+def test_remote_code_is_warned_of(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(
+        str(tiny_model),
+        prompt="hello",
+        system=None,
+        sampling={"max_new_tokens": 5},
+        trust_remote_code=True,
+    )
+    assert capsys.readouterr().err.startswith(
+        f"warning: --trust-remote-code runs Python files of {tiny_model} as you.\n"
+    )
+
+
 def test_errors(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as refused:
         chat(tiny_model, " ")
