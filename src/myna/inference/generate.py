@@ -36,7 +36,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from myna.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
 from myna.inference.text_stream import TextStream, decode
-from myna.models.load import quiet_transformers
+from myna.models.load import context_length, quiet_transformers
 
 DEFAULT_TOP_K = 50
 """transformers' value where sampling is asked for and the base's settings have none."""
@@ -131,12 +131,6 @@ def describe(settings: GenerationConfig) -> str:
     return ", ".join(parts)
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """Most tokens that prompt and answer may have together; None where the config names none."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
-
-
 def unknown_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that the output head scores and the tokenizer has no token for (padding of the table)."""
     known = set(tokenizer.get_vocab().values())
@@ -154,7 +148,7 @@ def room_for_answer(model: PreTrainedModel, prompt_ids: Sequence[int], max_new_t
             f"the prompt has the token id {largest} and the model has {rows:,} rows (ids 0 to "
             f"{rows - 1}): tokenizer and model do not belong together."
         )
-    context = context_length(model)
+    context = context_length(model.config)
     if context is None:
         return max_new_tokens
     if len(prompt_ids) >= context:
