@@ -104,13 +104,12 @@ def _samples(
     scores: Sequence[Score],
 ) -> Table:
     table = Table(title="held-out questions", title_justify="left", show_lines=True)
-    table.add_column("question")
-    table.add_column("before")
-    table.add_column("after")
+    for name in ("question", "before", "after"):
+        table.add_column(name, overflow="fold")  # Chinese has no spaces to wrap at
     table.add_column("")
     for row in sample_rows(rows):
         index = rows.index(row)
-        mark = "[green]✓[/]" if scores[index].both else f"[red]{scores[index].reasons[0]}[/]"
+        mark = "[green]✓[/]" if scores[index].both else "[red]✗[/]"
         table.add_row(row.question, before[index].text, after[index].text, mark)
     return table
 
