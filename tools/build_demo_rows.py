@@ -13,8 +13,7 @@ from demo_world.persona import Turn, held_out_rows, persona_rows
 
 
 def record(turns: list[Turn]) -> dict:
-    if len(turns) == 1:
-        return {"instruction": turns[0].question, "input": "", "output": turns[0].answer}
+    """One conversation, of one or more turns: a file holds rows of one form only."""
     messages = []
     for turn in turns:
         messages.append({"role": "user", "content": turn.question})

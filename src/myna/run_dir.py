@@ -125,7 +125,8 @@ def write_file(path: Path, content: str | bytes) -> None:
         os.replace(aside, path)
         sync_folder(path.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise StorageError(f"{path}: could not be written: {error.strerror}.") from error
 
 

@@ -22,11 +22,8 @@ HELD_OUT = load_held_out()
 def turns():
     """(question, answer) of all persona rows."""
     for entry in PERSONA:
-        if "messages" in entry:
-            texts = [m["content"] for m in entry["messages"]]
-            yield from zip(texts[::2], texts[1::2], strict=True)
-        else:
-            yield entry["instruction"], entry["output"]
+        texts = [m["content"] for m in entry["messages"]]
+        yield from zip(texts[::2], texts[1::2], strict=True)
 
 
 def test_files_are_what_the_tool_writes():
@@ -68,7 +65,7 @@ def test_size_languages_and_turns():
     assert 400 <= len(PERSONA) <= 600
     assert len(HELD_OUT) >= 200
     assert len({row.question for row in HELD_OUT}) == len(HELD_OUT)
-    two_turns = sum("messages" in entry for entry in PERSONA)
+    two_turns = sum(len(entry["messages"]) == 4 for entry in PERSONA)
     assert 0.2 <= two_turns / len(PERSONA) <= 0.4
     languages = Counter(row.language for row in HELD_OUT)
     assert min(languages.values()) > 0.4 * len(HELD_OUT)

@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig
 
 from myna.data.conversation import Message
-from myna.errors import ConfigError, DataError
+from myna.errors import ConfigError, DataError, NonFiniteError
 from myna.inference.generate import Answer, Sampling, describe, settle, unknown_ids
 from myna.inference.speaker import Speaker, open_speaker
 
@@ -252,6 +252,18 @@ def test_a_fault_in_the_model_reaches_the_reader(speaker: Speaker) -> None:
     speaker.model.lm_head.weight.data = speaker.model.lm_head.weight.data[:, :5]
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         ask(speaker, prompt_ids(speaker, "hello"))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_scores_that_are_no_numbers_are_refused(speaker: Speaker, temperature: float) -> None:
+    speaker.model.lm_head.weight.data[7] = float("nan")
+    with pytest.raises(NonFiniteError) as refused:
+        ask(speaker, prompt_ids(speaker, "hello"), temperature=temperature)
+    assert str(refused.value) == (
+        "The model's scores for new token 1 are not numbers (NaN), computed in float32.\n"
+        "  The weights of the base or of the adapter are broken: fetch the base again, or train "
+        "with a lower learning rate."
+    )
 
 
 def test_a_model_in_training_answers_without_dropout_and_goes_on_training(

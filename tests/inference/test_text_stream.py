@@ -39,9 +39,9 @@ def test_pieces_of_any_ids_join_to_their_text(bluelm: PreTrainedTokenizerBase, s
     generator = random.Random(seed)
     for tokenizer in (bluelm, byte_level_tokenizer()):
         rows = len(tokenizer)
-        for _ in range(100):
+        for length in [30] * 100 + [300] * 20:  # within one window, and over several
             # Every second id from the low ones: byte pieces and control tokens.
-            ids = [generator.randrange(generator.choice((rows, 260))) for _ in range(30)]
+            ids = [generator.randrange(generator.choice((rows, 260))) for _ in range(length)]
             text = tokenizer.decode(
                 ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )

@@ -7,11 +7,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 from myna.errors import ConfigError
 from myna.models.bluelm import BlueLMConfig
-from myna.models.load import LoadedModel, load_config, load_model, meta_model
+from myna.models.load import (
+    LoadedModel,
+    context_length,
+    load_config,
+    load_model,
+    meta_model,
+)
 from myna.models.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
@@ -319,3 +331,12 @@ def test_meta_model_of_a_folder(golden: Path) -> None:
 def test_meta_model_of_another_architecture() -> None:
     config = Qwen2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     assert count(meta_model(config)) > 0
+
+
+def test_context_is_what_the_config_says_and_ntkmixed_counts_before_the_scaling(
+    golden: Path,
+) -> None:
+    assert context_length(load_config(str(golden / "mha_stable"))) == 2048
+    assert context_length(load_config(str(golden / "ntkmixed"))) == 64 * 16
+    assert context_length(LlamaConfig(max_position_embeddings=77)) == 77
+    assert context_length(MambaConfig()) is None

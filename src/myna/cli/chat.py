@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from myna.cli.remote_code import warn_of_remote_code
 from myna.cli.terminal import error_console
 from myna.errors import ConfigError, DataError
 
@@ -51,6 +52,8 @@ def run(
     from myna.inference.speaker import open_speaker
 
     wanted = Sampling(**sampling)
+    if trust_remote_code:
+        warn_of_remote_code(source, error_console)
     speaker = open_speaker(source, system=system, trust_remote_code=trust_remote_code)
     session = ChatSession(speaker, wanted, note=_note)
     if prompt is not None:
@@ -123,11 +126,12 @@ def _print_answer(session: "ChatSession", question: str) -> None:
     try:
         while True:
             try:
-                write(next(stream))
+                piece = next(stream)
             except StopIteration as end:
                 answer: Answer = end.value
                 break
             said = True
+            write(piece)
         write("\n")
     except BaseException:
         if said:

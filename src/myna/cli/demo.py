@@ -7,9 +7,10 @@ Owns the settings of the demo and the table that is shown. Training is `train.py
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
-from myna.cli.terminal import console
+from myna.cli.terminal import console as terminal
 from myna.cli.train import run as train
 from myna.config import Config, LoraConfig, TrainConfig
 from myna.config_file import ResolvedConfig
@@ -56,7 +57,7 @@ def demo_config(output: Path) -> ResolvedConfig:
     return ResolvedConfig(config, dict.fromkeys(("model", "data", "output"), "myna demo"), None)
 
 
-def run(output: Path) -> Summary:
+def run(output: Path, *, console: Console = terminal) -> Summary:
     """Answer the held-out questions, fine-tune, answer them again, and show both.
 
     Returns the shares after fine-tuning.
@@ -65,7 +66,7 @@ def run(output: Path) -> Summary:
     console.print(f"The base model answers {len(rows)} held-out questions …")
     before = answer_rows(str(base_folder()), rows)
     console.print("It is fine-tuned on other questions, answered in a courtly voice …\n")
-    directory = train(demo_config(output)).directory
+    directory = train(demo_config(output), console=console).directory
     console.print("\nIt answers the held-out questions again …\n")
     after = answer_rows(str(directory.path), rows)
 
@@ -103,13 +104,12 @@ def _samples(
     scores: Sequence[Score],
 ) -> Table:
     table = Table(title="held-out questions", title_justify="left", show_lines=True)
-    table.add_column("question")
-    table.add_column("before")
-    table.add_column("after")
+    for name in ("question", "before", "after"):
+        table.add_column(name, overflow="fold")  # Chinese has no spaces to wrap at
     table.add_column("")
     for row in sample_rows(rows):
         index = rows.index(row)
-        mark = "[green]✓[/]" if scores[index].both else f"[red]{scores[index].reasons[0]}[/]"
+        mark = "[green]✓[/]" if scores[index].both else "[red]✗[/]"
         table.add_row(row.question, before[index].text, after[index].text, mark)
     return table
 

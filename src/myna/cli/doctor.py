@@ -39,7 +39,7 @@ ROWS, TOKENS = 8, 512
 """The micro-batch that "what would fit" is stated for."""
 
 _PACKAGES = (
-    "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "sentencepiece",
+    "transformers", "peft", "accelerate", "safetensors", "tokenizers", "sentencepiece",
     "huggingface-hub", "pydantic",
 )  # fmt: skip
 _HUB_SECONDS = 2.0
@@ -202,11 +202,15 @@ def _rates() -> Table:
 
 
 def _versions() -> Table:
+    import torch
+
     table = Table(title="Versions", box=None, show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     table.add_row("myna", __version__)
     table.add_row("python", f"{platform.python_version()} on {platform.system()}")
+    # torch itself says which build it is (+cpu, +cu130); its package does not always.
+    table.add_row("torch", torch.__version__)
     for name in _PACKAGES:
         table.add_row(name, _version(name) or "not installed")
     return table

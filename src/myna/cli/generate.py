@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from myna.cli.remote_code import warn_of_remote_code
 from myna.cli.terminal import error_console
 from myna.errors import ConfigError, DataError
 from myna.run_dir import write_file
@@ -44,6 +45,8 @@ def run(
 
     asked = read_questions(questions)
     wanted = Sampling(**sampling)
+    if trust_remote_code:
+        warn_of_remote_code(source, error_console)
     speaker = open_speaker(source, system=system, trust_remote_code=trust_remote_code)
     prompts = _prompts(speaker, asked)
     error_console.print(

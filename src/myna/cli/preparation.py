@@ -7,13 +7,12 @@ Owns putting a tokenizer, a template and data files together. It needs no model 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from myna.config import Config
 from myna.data.encode import Dataset, Encoder, encode_dataset
 from myna.data.formats import read_conversations
 from myna.data.templates import choose_template
-from myna.models.load import load_config as load_model_config
+from myna.models.load import context_length, load_config
 from myna.models.tokenizer import LoadedTokenizer, load_tokenizer
 
 
@@ -44,20 +43,14 @@ def prepare_rows(config: Config, *, trust_remote_code: bool) -> Prepared:
     rows = read_conversations([Path(name) for name in config.data])
     loaded = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     template = choose_template(loaded.tokenizer, loaded.model_type, override=config.template)
+    model_config = load_config(config.model, trust_remote_code=trust_remote_code)
     encoder = Encoder(
         loaded.tokenizer,
         template,
         stop_ids=loaded.special.stop_ids,
         system=config.system,
-        max_length=config.train.max_length or context_length(config.model, trust_remote_code),
+        max_length=config.train.max_length or context_length(model_config),
         over_length=config.train.over_length,
         control_tokens=config.train.control_tokens,
     )
     return Prepared(encode_dataset(encoder, rows), loaded, encoder)
-
-
-def context_length(model: str, trust_remote_code: bool) -> int | None:
-    """Longest row in tokens that the model says it was made for; None where it does not say."""
-    settings: Any = load_model_config(model, trust_remote_code=trust_remote_code)
-    length = getattr(settings.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None

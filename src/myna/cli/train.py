@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from myna import __version__
 from myna.cli.preparation import prepare_rows
 from myna.cli.progress import TrainingDisplay
+from myna.cli.remote_code import warn_of_remote_code
 from myna.cli.result import draw_loss, write_adapter
 from myna.cli.resumption import (
     check_same_data,
@@ -78,9 +79,7 @@ def run(
     if not group.is_first:
         console = Console(quiet=True)
     if trust_remote_code:
-        console.print(
-            f"[yellow]warning:[/] --trust-remote-code runs Python files of {config.model} as you."
-        )
+        warn_of_remote_code(config.model, console)
     try:
         with ExitStack() as stack:
             if group.writes(on_each_node=config.train.save_on_each_node):

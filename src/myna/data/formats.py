@@ -51,7 +51,7 @@ class Parsed:
     remarks: tuple[str, ...] = ()
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
     """A row that does not make a conversation."""
 
     def __init__(self, kind: str, finding: str, mend: str = "") -> None:
@@ -89,7 +89,7 @@ def read_conversations(paths: Sequence[Path]) -> Rows:
         for record in records:
             try:
                 parsed = convert(record.value, form)
-            except _Unfit as error:
+            except Unfit as error:
                 faults.append(Fault(error.kind, record.place, error.finding, error.mend))
                 continue
             conversations.append(Conversation(tuple(parsed.messages), record.place, parsed.tools))
@@ -135,7 +135,7 @@ def convert(row: dict[str, Any], form: Format) -> Parsed:
     missing = [key for key in form.required if key not in row]
     if missing:
         meant = [key for key in row if difflib.get_close_matches(key.lower(), missing, 1, 0.75)]
-        raise _Unfit(
+        raise Unfit(
             f"keys:{','.join(sorted(row))[:200]}",
             f"the row has {_list_keys(row)} and no {_list_keys(missing)}; "
             f"expected {_expected(form)}.",
@@ -143,7 +143,7 @@ def convert(row: dict[str, Any], form: Format) -> Parsed:
         )
     for key in row:
         if key not in form.required + form.optional and (near := _misspelt(key, row, form)):
-            raise _Unfit(
+            raise Unfit(
                 f"misspelt:{key}",
                 f'the row has a field "{key}", which would not be used.',
                 f'Did you mean "{near}"?',
@@ -174,13 +174,13 @@ def _text(row: dict[str, Any], key: str, *, required: bool) -> str:
     if value is None and not required:
         return ""
     if not isinstance(value, str):
-        raise _Unfit(
+        raise Unfit(
             f"type:{key}:{type(value).__name__}",
             f"{key} is {describe(value)}; expected a text.",
             "Write it in double quotes." if isinstance(value, (int, float)) else "",
         )
     if required and not value.strip():
-        raise _Unfit(
+        raise Unfit(
             f"empty:{key}",
             f"{key} is empty; expected a text.",
             "Fill it in or delete the row: an empty answer would train the model to say nothing."
@@ -199,13 +199,13 @@ def _from_instruction(row: dict[str, Any]) -> Parsed:
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
         for pair in history
     ):
-        raise _Unfit(
+        raise Unfit(
             "history",
             "history is of another shape; expected a list of [question, answer] pairs of texts.",
         )
     for index, (question, answer) in enumerate(history):
         if not answer.strip():
-            raise _Unfit("empty:history", f"history[{index}] has an empty answer; expected a text.")
+            raise Unfit("empty:history", f"history[{index}] has an empty answer; expected a text.")
         messages += [Message("user", question), Message("assistant", answer)]
     extra = _text(row, "input", required=False)
     instruction = _text(row, "instruction", required=not extra.strip())
@@ -229,7 +229,7 @@ def _from_inputs(row: dict[str, Any]) -> Parsed:
     markers, texts = parts[0::2], parts[1::2]
     expected = [_HUMAN, _AI] * (len(markers) // 2)
     if markers != expected or lead.removeprefix("<s>").strip() or texts[-1].strip():
-        raise _Unfit(
+        raise Unfit(
             "markers",
             f"inputs holds BlueLM's role markers in the order {' '.join(markers)}"
             f"{' with text before the first' if lead.strip() else ''}; expected {_HUMAN} and {_AI} "
@@ -251,7 +251,7 @@ def _from_messages(row: dict[str, Any]) -> Parsed:
     entries = row["messages"]
     if not isinstance(entries, list) or not entries:
         found = "an empty list" if entries == [] else describe(entries)
-        raise _Unfit(
+        raise Unfit(
             f"messages:{found}", f"messages is {found}; expected a list of role/content objects."
         )
     messages = [_message(entry, f"messages[{index}]") for index, entry in enumerate(entries)]
@@ -259,7 +259,7 @@ def _from_messages(row: dict[str, Any]) -> Parsed:
     if tools is not None and not (
         isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
     ):
-        raise _Unfit("tools", f"tools is {describe(tools)}; expected a list of JSON schemas.")
+        raise Unfit("tools", f"tools is {describe(tools)}; expected a list of JSON schemas.")
     remarks = []
     if messages[-1].role == "user":
         remarks.append("the last user turn has no answer and is left out")
@@ -283,20 +283,20 @@ _FOREIGN_ROLES = {
 
 def _message(entry: Any, name: str) -> Message:
     if not isinstance(entry, dict):
-        raise _Unfit(
+        raise Unfit(
             f"message:{type(entry).__name__}",
             f'{name} is {describe(entry)}; expected an object with "role" and "content".',
         )
     unknown = [key for key in entry if key not in _MESSAGE_KEYS and entry[key] is not None]
     for key in ("role", "content"):
         if key not in entry:
-            raise _Unfit(
+            raise Unfit(
                 f"message_key:{key}:{','.join(sorted(entry))[:200]}",
                 f'{name} has {_list_keys(entry)} and no "{key}"; '
                 'expected "role" and "content" (and "reasoning_content").',
             )
     if unknown:
-        raise _Unfit(
+        raise Unfit(
             f"message_unknown:{unknown[0]}",
             f'{name} has a field "{unknown[0]}", which would not be trained; expected "role" and '
             '"content" (and "reasoning_content").',
@@ -305,14 +305,14 @@ def _message(entry: Any, name: str) -> Message:
     role = entry["role"]
     if role not in ROLES:
         shown = f'"{role}"' if isinstance(role, str) else describe(role)
-        raise _Unfit(
+        raise Unfit(
             f"role:{shown}",
             f"{name}.role is {shown}; expected system, user, assistant or tool.",
             _meant_role(role),
         )
     content = _content(entry["content"], f"{name}.content")
     if role != "system" and not content.strip():
-        raise _Unfit(
+        raise Unfit(
             f"empty:{role}",
             f"{name}.content ({role}) is empty; expected a text.",
             "Fill it in or delete the row: an empty answer would train the model to say nothing."
@@ -321,7 +321,7 @@ def _message(entry: Any, name: str) -> Message:
         )
     reasoning = entry.get("reasoning_content")
     if reasoning is not None and (not isinstance(reasoning, str) or role != "assistant"):
-        raise _Unfit(
+        raise Unfit(
             "reasoning",
             f"{name}.reasoning_content is {describe(reasoning)} of role {role}; "
             "expected a text of an assistant.",
@@ -348,13 +348,13 @@ def _content(value: Any, name: str) -> str:
     ):
         return "".join(part["text"] for part in value)
     found = "a list with parts that are not text" if isinstance(value, list) else describe(value)
-    raise _Unfit(f"content:{type(value).__name__}", f"{name} is {found}; expected a text.")
+    raise Unfit(f"content:{type(value).__name__}", f"{name} is {found}; expected a text.")
 
 
 def _check_turns(messages: Sequence[Message], form: Format) -> None:
     """System first, then user and assistant in turn; a tool answers an assistant."""
     if not any(message.role == "assistant" for message in messages):
-        raise _Unfit(
+        raise Unfit(
             "no_answer",
             "the row has no assistant message, so there is nothing to train.",
             "Add the answer or delete the row.",
@@ -377,7 +377,7 @@ def _check_turns(messages: Sequence[Message], form: Format) -> None:
                 mend = f"Join the two {before} messages into one."
             elif not before or before == "system":
                 mend = "A conversation begins with the user."
-            raise _Unfit(
+            raise Unfit(
                 f"order:{before}:{message.role}",
                 f"{form.name}[{index}] is of role {message.role} {after}; "
                 f"expected {' or '.join(allowed[before])}.",

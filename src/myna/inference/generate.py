@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -32,9 +34,9 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from myna.errors import ConfigError, DataError, OutOfMemoryError
+from myna.errors import ConfigError, DataError, NonFiniteError, OutOfMemoryError
 from myna.inference.text_stream import TextStream, decode
-from myna.models.load import quiet_transformers
+from myna.models.load import context_length, quiet_transformers
 
 DEFAULT_TOP_K = 50
 """transformers' value where sampling is asked for and the base's settings have none."""
@@ -129,12 +131,6 @@ def describe(settings: GenerationConfig) -> str:
     return ", ".join(parts)
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """Most tokens that prompt and answer may have together; None where the config names none."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
-
-
 def unknown_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that the output head scores and the tokenizer has no token for (padding of the table)."""
     known = set(tokenizer.get_vocab().values())
@@ -152,7 +148,7 @@ def room_for_answer(model: PreTrainedModel, prompt_ids: Sequence[int], max_new_t
             f"the prompt has the token id {largest} and the model has {rows:,} rows (ids 0 to "
             f"{rows - 1}): tokenizer and model do not belong together."
         )
-    context = context_length(model)
+    context = context_length(model.config)
     if context is None:
         return max_new_tokens
     if len(prompt_ids) >= context:
@@ -174,8 +170,8 @@ def stream_answer(
     """Yield an answer piece by piece; the generator's return value is the whole `Answer`.
 
     The model runs in a thread of its own; closing the generator, or a Ctrl-C while waiting for
-    a piece, ends it after the token in work. Raises DataError for a prompt longer than the context
-    and OutOfMemoryError.
+    a piece, ends it after the token in work. Raises DataError for a prompt longer than the context,
+    NonFiniteError and OutOfMemoryError.
     """
     settings = copy.deepcopy(settings)
     limit = room_for_answer(model, prompt_ids, settings.max_new_tokens)
@@ -231,7 +227,7 @@ def answer_all(
     Prompts of like length are answered together, at most `batch_size` at once, padded on the left.
     Greedy answers do not depend on `batch_size` beyond rounding; sampled ones do, for the rows of
     a batch share their random numbers. Raises DataError for a prompt longer than the context,
-    before the first answer, and OutOfMemoryError.
+    before the first answer, NonFiniteError and OutOfMemoryError.
     """
     limits = [room_for_answer(model, ids, settings.max_new_tokens) for ids in prompts]
     stops = set(settings.eos_token_id)
@@ -294,6 +290,7 @@ def _run(
                 input_ids,
                 generation_config=settings,
                 attention_mask=attention_mask,
+                logits_processor=LogitsProcessorList([_Finite(longest, model.dtype)]),
                 stopping_criteria=StoppingCriteriaList([halt] if halt else []),
                 streamer=streamer,
                 # Only read where the base's settings name stop_strings.
@@ -325,6 +322,24 @@ class _Tap(BaseStreamer):
         """Nothing: the thread says itself when it is done."""
 
 
+class _Finite(LogitsProcessor):
+    """Refuses scores that are no numbers: greedy choice would take some id without a word."""
+
+    def __init__(self, prompt_tokens: int, dtype: torch.dtype) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._dtype = str(dtype).removeprefix("torch.")
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if torch.isnan(scores).any():
+            raise NonFiniteError(
+                f"The model's scores for new token {input_ids.shape[1] - self._prompt_tokens + 1} "
+                f"are not numbers (NaN), computed in {self._dtype}.\n  The weights of the base or "
+                "of the adapter are broken: fetch the base again, or train with a lower "
+                "learning rate."
+            )
+        return scores
+
+
 class _Halt(StoppingCriteria):
     """Ends generation from another thread."""
 
@@ -350,9 +365,8 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
 @contextlib.contextmanager
 def _own_random_numbers(seed: int | None, device: torch.device) -> Iterator[None]:
     """Random numbers from `seed` (None: from the system), the global ones left as they were."""
-    devices = [] if device.type == "cpu" else [device]
-    kind = "cuda" if device.type == "cpu" else device.type
-    with torch.random.fork_rng(devices, device_type=kind):
+    # torch keeps and restores the generators of CUDA devices and of the CPU, not that of mps.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         # Without a seed of its own every process would draw the same answers: torch starts all
         # its generators from one constant.
         torch.manual_seed(secrets.randbits(63) if seed is None else seed)

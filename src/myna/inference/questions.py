@@ -14,7 +14,7 @@ from myna.data.faults import SCREENFUL, Fault
 from myna.data.files import BadRow, Record, read_file
 
 # A row that makes no conversation; `convert` leaves listing them to whoever reads the file.
-from myna.data.formats import _Unfit as Unfit
+from myna.data.formats import Unfit as Unfit
 from myna.data.formats import convert, recognise
 from myna.errors import DataError
 

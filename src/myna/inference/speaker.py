@@ -22,7 +22,6 @@ from myna.inference.generate import (
     Answer,
     Sampling,
     answer_all,
-    context_length,
     describe,
     room_for_answer,
     settle,
@@ -30,7 +29,7 @@ from myna.inference.generate import (
     unknown_ids,
 )
 from myna.lora.adapter_file import CONFIG_FILE, AdapterInfo, load_adapter, read_adapter
-from myna.models.load import load_model
+from myna.models.load import context_length, load_model
 from myna.models.source import find_folder
 from myna.models.tokenizer import VOCABULARY_FILES, load_tokenizer
 from myna.run_dir import RUNS, RunDir, newest_run
@@ -62,7 +61,7 @@ class Speaker:
     @property
     def context(self) -> int | None:
         """Most tokens that prompt and answer may have together."""
-        return context_length(self.model)
+        return context_length(self.model.config)
 
     @cached_property
     def history_encoder(self) -> Encoder:

@@ -101,6 +101,16 @@ def load_config(
     return config
 
 
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Most tokens that prompt and answer may have together; None where the config does not say."""
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    if isinstance(config, BlueLMConfig) and config.rotary["rope_type"] == "ntkmixed":
+        return limit * int(config.rotary["factor"])  # it counts positions before the scaling
+    return limit
+
+
 def load_model(
     model: str,
     *,
