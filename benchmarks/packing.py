@@ -4,9 +4,10 @@
 
 Seeded rows of 60 tokens, the first 15 of them common to all, 18 trained, 16 rows a step; on one
 core. Three figures: all packs of the epoch with one pack a step, the same under a budget that cuts
-every step in four, and the count that statistics need. Memory is the peak of the whole
-process, rows and libraries included, over all three; as in training, a pack is dropped after use. `results/packing.json` keeps
-them with versions, hardware and command; `--small` takes 20,000 rows and writes nothing.
+every step in four, and the count that statistics need. Memory is the peak of the whole process,
+rows and libraries included, over all three; as in training, a pack is dropped after use.
+`results/packing.json` keeps them with versions, hardware and command; `--small` takes 20,000 rows
+and writes nothing.
 """
 
 import argparse
