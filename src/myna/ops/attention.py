@@ -10,6 +10,7 @@ N blocks of a bucket, Q queries and L keys of a block.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,6 +24,10 @@ from torch.autograd.function import once_differentiable
 
 _HIDDEN = -1e30
 """Added to a score that is not to be seen. Finite: a row that sees nothing must not become NaN."""
+
+_LOG2_E = math.log2(math.e)
+"""Probabilities are made by exp2, as 2^(s * log2 e), and log-sum-exps kept in base 2: torch's exp
+on a CPU takes 4 times as long, and 27 times where scores are hidden (the slow path of MKL)."""
 
 _MAX_PADDED = 1.3
 """Padded area of all buckets over the real one, at most."""
@@ -42,7 +47,8 @@ class _Sizes:
     the square that causality hides."""
 
 
-_SIZES = {"cpu": _Sizes(area=1 << 17, long_segment=256)}
+# With 16 heads 2 MB of scores, about the second-level cache of a core; 8 MB were no faster.
+_SIZES = {"cpu": _Sizes(area=1 << 15, long_segment=256)}
 # Unmeasured: a GPU wants few and large products.
 _SIZES_ELSEWHERE = _Sizes(area=1 << 22, long_segment=1024)
 
@@ -285,9 +291,8 @@ class _TreeAttention(torch.autograd.Function):
         out_slots[slots:], lse_slots[slots:] = 0, _HIDDEN  # of tokens that are in no bucket
         at = 0
         for bucket, q_rows, k_rows in work.buckets():
-            scores, _ = work.scores(
-                work.q.index_select(0, q_rows), work.k.index_select(0, k_rows), bucket.bias
-            )
+            block_k = work.key_batch(work.k.index_select(0, k_rows), bucket)
+            scores, _ = work.scores(work.q.index_select(0, q_rows), block_k, bucket.bias)
             lse = _normalise(scores)
             p, block_v = (
                 work.as_batch(scores.to(v.dtype)),
@@ -301,19 +306,16 @@ class _TreeAttention(torch.autograd.Function):
         lse_all = lse_slots.index_select(0, work.rows.of_query)  # (T * H,)
         if work.plan.products:
             out = out.to(work.exact)
-        for product, q_rows in work.products():
-            keys = slice(product.first_key, product.last_key)
-            scores, _ = work.scores(
-                work.q.index_select(0, q_rows), work.keys(k, keys), work.bias(product)
-            )
+        for product, q_rows, block_k, block_v in work.products():
+            scores, _ = work.scores(work.q.index_select(0, q_rows), block_k, work.bias(product))
             lse = _normalise(scores).flatten()  # (H * Q,)
-            part = torch.bmm(work.as_batch(scores.to(v.dtype)), work.keys(v, keys))
+            part = torch.bmm(work.as_batch(scores.to(v.dtype)), block_v)
             before = lse_all.index_select(0, q_rows)
-            both = torch.logaddexp(before, lse)
+            both = torch.logaddexp2(before, lse)
             lse_all[q_rows] = both
-            merged = out.index_select(0, q_rows) * (before - both).exp_()[:, None]
+            merged = out.index_select(0, q_rows) * (before - both).exp2_()[:, None]
             out[q_rows] = merged.addcmul_(
-                part.view(-1, size).to(work.exact), (lse - both).exp_()[:, None]
+                part.view(-1, size).to(work.exact), (lse - both).exp2_()[:, None]
             )
         out = out.to(v.dtype).view(-1, heads, size).transpose(0, 1)  # (H, T, Dv)
         ctx.save_for_backward(q, k, v, out, lse_all)
@@ -356,29 +358,20 @@ class _TreeAttention(torch.autograd.Function):
         dv = work.key_gradient(dv_slots)
         if work.plan.products:
             dq, dk, dv = dq.to(work.exact), dk.to(work.exact), dv.to(work.exact)
-        for product, q_rows in work.products():
-            keys = slice(product.first_key, product.last_key)
-            blocks = (
-                work.q.index_select(0, q_rows),
-                work.keys(k, keys),
-                work.keys(v, keys),
-                g.index_select(0, q_rows),
-            )
-            part_q = torch.empty_like(blocks[0])
-            part_k = torch.empty_like(blocks[1], memory_format=torch.contiguous_format)
-            part_v = torch.empty_like(blocks[2], memory_format=torch.contiguous_format)
+        for product, q_rows, block_k, block_v in work.products():
+            block_q, block_g = work.q.index_select(0, q_rows), g.index_select(0, q_rows)
+            parts = torch.empty_like(block_q), torch.empty_like(block_k), torch.empty_like(block_v)
             work.differentiate(
-                blocks,
+                (block_q, block_k, block_v, block_g),
                 work.bias(product),
                 lse_all.index_select(0, q_rows),
                 delta.index_select(0, q_rows),
-                part_q,
-                part_k,
-                part_v,
+                *parts,
             )
-            dq[q_rows] = dq.index_select(0, q_rows) + part_q
-            dk[keys] += part_k.transpose(0, 1)
-            dv[keys] += part_v.transpose(0, 1)
+            keys = slice(product.first_key, product.last_key)
+            dq[q_rows] = dq.index_select(0, q_rows) + parts[0]
+            dk[keys] += parts[1].transpose(0, 1)
+            dv[keys] += parts[2].transpose(0, 1)
         dq = dq.to(q.dtype).view(q.shape[1], q.shape[0], -1)
         return (
             dq.transpose(0, 1),
@@ -415,16 +408,23 @@ class _Work:
     def buckets(self) -> Iterator[tuple[_Bucket, Tensor, Tensor]]:
         return zip(self.plan.buckets, self.rows.queries, self.rows.keys, strict=True)
 
-    def products(self) -> Iterator[tuple[_Product, Tensor]]:
-        return zip(self.plan.products, self.rows.products, strict=True)
+    def products(self) -> Iterator[tuple[_Product, Tensor, Tensor, Tensor]]:
+        """Each product, the rows of its queries, its keys (K, L, D) and values (K, L, Dv)."""
+        known, k, v = None, self.k, self.v
+        for product, rows in zip(self.plan.products, self.rows.products, strict=True):
+            which = slice(product.first_key, product.last_key)
+            if which != known:
+                # Contiguous: oneDNN would copy a strided batch anew for every multiplication.
+                known = which
+                k, v = (
+                    x.view(self.num_tokens, self.key_heads, -1)[which].transpose(0, 1).contiguous()
+                    for x in (self.k, self.v)
+                )
+            yield product, rows, k, v
 
     def key_batch(self, rows: Tensor, bucket: _Bucket) -> Tensor:
         """Rows (N * K * L, D) as (N * K, L, D)."""
         return rows.view(-1, bucket.keys.shape[1], rows.shape[1])
-
-    def keys(self, k: Tensor, which: slice) -> Tensor:
-        """Tokens `which` of k (K, T, D) as a batch (K, L, D); a view."""
-        return k[:, which]
 
     def as_batch(self, scores: Tensor) -> Tensor:
         """(N, K, G, Q, L) as (N * K, G * Q, L)."""
@@ -442,23 +442,23 @@ class _Work:
         return hidden.to(self.exact).mul_(_HIDDEN)
 
     def scores(self, q: Tensor, k: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Masked scores (N, K, G, Q, L) in float32 or better, and with a cap S / c.
+        """Masked scores (N, K, G, Q, L) in float32 or better, in base 2, and with a cap S / c.
 
-        q (N * H * Q, D) rows; k (N * K * L, D) rows or (N * K, L, D).
+        q (N * H * Q, D) rows; k (N * K, L, D).
         """
-        groups = self.heads // self.key_heads
-        if k.ndim == 2:
-            assert bias is not None
-            k = k.view(-1, bias.shape[-1], k.shape[1])
-        raw = torch.bmm(q.view(k.shape[0], -1, q.shape[1]), k.transpose(1, 2))
-        raw = raw.view(-1, self.key_heads, groups, raw.shape[1] // groups, raw.shape[2])
-        factor, capped = self.scale, None
-        if self.softcap is not None:
-            raw = capped = (raw.to(self.exact) * (self.scale / self.softcap)).tanh_()
-            factor = self.softcap
-        if bias is None:
-            return raw.to(self.exact) * factor, capped
-        return torch.add(bias, raw, alpha=factor).to(self.exact), capped
+        q = q.view(k.shape[0], -1, q.shape[1])
+        factor = self.scale * _LOG2_E if self.softcap is None else self.scale / self.softcap
+        scores = _scaled_bmm(q, k.transpose(1, 2), factor).to(self.exact)
+        scores = scores.view(-1, self.key_heads, self.heads // self.key_heads, *self._area(scores))
+        if self.softcap is None:
+            return scores if bias is None else scores.add_(bias), None
+        capped = scores.tanh_()
+        factor = self.softcap * _LOG2_E
+        return capped * factor if bias is None else torch.add(bias, capped, alpha=factor), capped
+
+    def _area(self, scores: Tensor) -> tuple[int, int]:
+        """Q and L of scores (N * K, G * Q, L)."""
+        return scores.shape[1] * self.key_heads // self.heads, scores.shape[2]
 
     def differentiate(
         self,
@@ -476,19 +476,18 @@ class _Work:
         and `delta` (N * H * Q,).
         """
         q, k, v, g = blocks
-        q = q.view(k.shape[0], -1, q.shape[1])
-        g = g.view(k.shape[0], -1, g.shape[1])
-        p, capped = self.scores(q.view(-1, q.shape[2]), k, bias)  # (N, K, G, Q, L)
+        p, capped = self.scores(q, k, bias)  # (N, K, G, Q, L)
         per_query = (*p.shape[:-1], 1)
-        p.sub_(lse.view(per_query)).exp_()
+        p.sub_(lse.view(per_query)).exp2_()
+        q, g = q.view(k.shape[0], -1, q.shape[1]), g.view(k.shape[0], -1, g.shape[1])
         torch.bmm(self.as_batch(p.to(v.dtype)).transpose(1, 2), g, out=dv)
-        dp = torch.bmm(g, v.transpose(1, 2)).view(p.shape)
-        ds = torch.sub(dp, delta.view(per_query)).mul_(p)
+        ds = torch.bmm(g, v.transpose(1, 2)).to(self.exact).view(p.shape)  # dP
+        ds.sub_(delta.view(per_query)).mul_(p)
         if capped is not None:
-            ds.mul_(1 - capped.square())
-        ds = self.as_batch(ds.mul_(self.scale).to(q.dtype))  # (N * K, G * Q, L)
-        torch.bmm(ds, k, out=dq.view(q.shape))
-        torch.bmm(ds.transpose(1, 2), q, out=dk)
+            ds.addcmul_(ds * capped, capped, value=-1)
+        ds_batch = self.as_batch(ds.to(q.dtype))  # (N * K, G * Q, L)
+        _scaled_bmm(ds_batch, k, self.scale, out=dq.view(q.shape))
+        _scaled_bmm(ds_batch.transpose(1, 2), q, self.scale, out=dk)
 
     def key_gradient(self, slots: Tensor) -> Tensor:
         """Gradients of the buckets' keys (rows, D), the last row 0, as those of the tokens."""
@@ -636,17 +635,24 @@ def _sum_per_token(
     return total
 
 
+def _scaled_bmm(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
+    """factor * a b, the factor at no cost."""
+    if out is None:
+        out = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    return torch.baddbmm(out, a, b, beta=0, alpha=factor, out=out)
+
+
 def _token_rows(x: Tensor) -> Tensor:
     """(heads, T, D) as (T * heads, D); free for what a linear layer wrote."""
     return x.transpose(0, 1).reshape(-1, x.shape[2])
 
 
 def _normalise(scores: Tensor) -> Tensor:
-    """Make scores (..., L) probabilities in place; their log-sum-exp (...)."""
+    """Make scores (..., L) of base 2 probabilities in place; their log-sum-exp (...), base 2."""
     highest = scores.amax(-1, keepdim=True)
-    total = scores.sub_(highest).exp_().sum(-1, keepdim=True)
+    total = scores.sub_(highest).exp2_().sum(-1, keepdim=True)
     scores.div_(total)
-    return highest.add_(total.log_()).squeeze(-1)
+    return highest.add_(total.log2_()).squeeze(-1)
 
 
 def _rows(plan: _Plan, heads: int, key_heads: int) -> _Rows:
