@@ -24,6 +24,7 @@ from myna.data.encode import Example
 from myna.data.loader import rows_of_steps
 from myna.errors import Interrupted, NonFiniteError
 from myna.training.checkpoint import latest_checkpoint
+from myna.training.computation import Packed, Padded
 from myna.training.events import EventLog, read_events
 from myna.training.fit import (
     FitResult,
@@ -37,7 +38,9 @@ PAD = 3
 
 
 def random_rows(number: int, seed: int = 0) -> list[Example]:
+    """Rows of 4 to 21 tokens; every second one begins like the others, so that packs share."""
     draw = torch.Generator().manual_seed(seed)
+    shared = (1, 5, 6, 7)
 
     def ids(low: int, high: int) -> tuple[int, ...]:
         length = int(torch.randint(low, high, (1,), generator=draw))
@@ -47,7 +50,7 @@ def random_rows(number: int, seed: int = 0) -> list[Example]:
         Example(
             prompt_text="",
             completion_text="",
-            prompt_ids=(1, *ids(2, 12)),
+            prompt_ids=(*shared[: 1 + 3 * (row % 2)], *ids(2, 12)),
             completion_ids=(*ids(1, 9), 2),
             place=Place(Path("rows.jsonl"), row + 1, row + 1),
             turn=0,
@@ -81,7 +84,6 @@ def settings(**changes: Any) -> FitSettings:
         "epochs": 3,
         "max_steps": None,
         "batch_size": 4,
-        "micro_batch_size": 4,
         "learning_rate": 1e-2,
         "schedule": "linear",
         "warmup_steps": 0,
@@ -89,7 +91,6 @@ def settings(**changes: Any) -> FitSettings:
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "seed": 42,
-        "pad_id": PAD,
         "save_steps": 1000,
         "keep_checkpoints": 2,
     }
@@ -103,6 +104,8 @@ def run(
     held_out: list[Example] | None = None,
     *,
     folder: Path | None = None,
+    micro: int | None = 4,
+    packed: bool = False,
     stop: Callable[[], bool] = lambda: False,
     resume: bool = False,
 ) -> FitResult:
@@ -115,6 +118,7 @@ def run(
             rows,
             held_out or [],
             chosen,
+            computation=Packed(CPU, micro) if packed else Padded(micro or 4, PAD, CPU),
             device=CPU,
             events=events,
             checkpoints=folder,
@@ -149,8 +153,9 @@ def pad_only_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
 def test_twenty_steps_have_the_losses_of_transformers_trainer_with_peft(
-    accumulation: int, checkpointing: bool, tmp_path: Path
+    accumulation: int, checkpointing: bool, packed: bool, tmp_path: Path
 ) -> None:
     rows, steps, batch = random_rows(24), 20, 4
     theirs = tiny_model()
@@ -200,22 +205,28 @@ def test_twenty_steps_have_the_losses_of_transformers_trainer_with_peft(
     ]
 
     result = run(
-        ours, rows, settings(epochs=100, max_steps=steps, micro_batch_size=batch // accumulation)
+        ours,
+        rows,
+        settings(epochs=100, max_steps=steps),
+        micro=batch // accumulation,
+        packed=packed,
     )
     assert len(result.losses) == steps
     assert result.losses[-1] < 0.9 * result.losses[0]  # it learned: equal zeros would prove nothing
     assert result.losses == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_cut_into_micro_batches_changes_nothing() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_cut_into_micro_batches_changes_nothing(packed: bool) -> None:
     rows = random_rows(10)
-    whole = run(tiny_model(), rows, settings(batch_size=6, micro_batch_size=6))
+    whole = run(tiny_model(), rows, settings(batch_size=6), micro=6)
     for micro in (1, 2, 4, 5):
-        cut = run(tiny_model(), rows, settings(batch_size=6, micro_batch_size=micro))
+        cut = run(tiny_model(), rows, settings(batch_size=6), micro=micro, packed=packed)
         assert cut.losses == pytest.approx(whole.losses, rel=1e-5)
 
 
-def test_a_step_is_the_mean_over_its_trained_tokens_computed_by_hand() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_step_is_the_mean_over_its_trained_tokens_computed_by_hand(packed: bool) -> None:
     rows = random_rows(3)
     model = tiny_model()
     total, tokens = 0.0, 0
@@ -226,7 +237,7 @@ def test_a_step_is_the_mean_over_its_trained_tokens_computed_by_hand() -> None:
             for position in range(len(row.prompt_ids), len(ids)):
                 total -= scores[position - 1, ids[position]].item()
                 tokens += 1
-    result = run(model, rows, settings(epochs=1, micro_batch_size=2))
+    result = run(model, rows, settings(epochs=1), micro=2, packed=packed)
     assert result.losses == pytest.approx([total / tokens], rel=1e-6)
 
 
@@ -243,11 +254,12 @@ def test_the_last_step_of_an_epoch_takes_the_rows_left_over(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("cut", [1, 4, 5])
-def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, cut: int) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, cut: int, packed: bool) -> None:
     rows, held_out = random_rows(10), random_rows(3, seed=1)
-    chosen = settings(epochs=3, micro_batch_size=2, save_steps=3, keep_best=True)
+    chosen = settings(epochs=3, save_steps=3, keep_best=True)
     straight = tiny_model(dropout=0.2)
-    whole = run(straight, rows, chosen, held_out, folder=tmp_path / "straight_run")
+    whole = run(straight, rows, chosen, held_out, folder=tmp_path / "straight_run", packed=packed)
 
     calls = iter(range(1, 100))
     with pytest.raises(Interrupted, match=f"stopped after step {cut}; the same command goes on"):
@@ -257,10 +269,11 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, cut: int) -> No
             chosen,
             held_out,
             folder=tmp_path / "cut",
+            packed=packed,
             stop=lambda: next(calls) == cut,
         )
     resumed = tiny_model(dropout=0.2)
-    rest = run(resumed, rows, chosen, held_out, folder=tmp_path / "cut", resume=True)
+    rest = run(resumed, rows, chosen, held_out, folder=tmp_path / "cut", packed=packed, resume=True)
     assert rest.losses == whole.losses[cut:]
     assert rest.best_loss == whole.best_loss and rest.best_step == whole.best_step
     assert all(

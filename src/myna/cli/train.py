@@ -41,11 +41,12 @@ from myna.lora.inject import Injected, inject
 from myna.models.load import load_model
 from myna.run_dir import RUNS, RunDir, next_free
 from myna.training.checkpoint import latest_checkpoint
+from myna.training.computation import choose_computation
 from myna.training.events import EventLog
 from myna.training.fit import FitResult, FitSettings, fit, recompute_activations
 
-MICRO_BATCH_SIZE = 8
-"""Rows computed at once where the settings do not say."""
+PADDED_ROWS = 8
+"""Rows computed at once, in models that cannot be packed, where the settings do not say."""
 
 FEW_STEPS = 50
 """Fewer steps than this seldom change how a model speaks; the run says so."""
@@ -147,7 +148,14 @@ def _train(
     injected = _inject(base.model, config.lora, config.train.seed)
     if config.train.checkpointing == "all":
         recompute_activations(injected.model)
-    settings = _fit_settings(config.train, prepared.loaded.special.pad_id)
+    computation, how = choose_computation(
+        injected.model,
+        micro_batch_size=config.train.micro_batch_size,
+        padded_rows=min(PADDED_ROWS, config.train.batch_size),
+        pad_id=prepared.loaded.special.pad_id,
+        device=device,
+    )
+    settings = _fit_settings(config.train)
     total_steps = settings.total_steps(len(train_rows))
 
     notes = [*prepared.loaded.special.notes, *base.notes, *injected.warnings]
@@ -156,6 +164,7 @@ def _train(
     console.print(injected.table())
     console.print(injected.summary)
     console.print(f"computing on {compute.device}, {compute.reason}")
+    console.print(f"rows are computed in {how}")
     for note in notes:
         console.print(f"[yellow]note:[/] {note}")
     console.print(
@@ -198,7 +207,13 @@ def _train(
             total_steps=total_steps,
             processes=group.size,
         )
-        events.emit("plan", device=compute.device, dtype=compute.dtype, reason=compute.reason)
+        events.emit(
+            "plan",
+            device=compute.device,
+            dtype=compute.dtype,
+            reason=compute.reason,
+            computation=how,
+        )
         for message in damaged:
             events.emit("warning", message=message)
         if checkpoint is not None:
@@ -209,6 +224,7 @@ def _train(
             train_rows,
             held_out_rows,
             settings,
+            computation=computation,
             device=device,
             events=events,
             checkpoints=directory.checkpoints,
@@ -258,12 +274,11 @@ def _inject(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Injected:
     return inject_from(model, folder, dropout=lora.dropout)
 
 
-def _fit_settings(train: TrainConfig, pad_id: int) -> FitSettings:
+def _fit_settings(train: TrainConfig) -> FitSettings:
     return FitSettings(
         epochs=train.epochs,
         max_steps=train.max_steps,
         batch_size=train.batch_size,
-        micro_batch_size=train.micro_batch_size or min(MICRO_BATCH_SIZE, train.batch_size),
         learning_rate=train.learning_rate,
         schedule=train.schedule,
         warmup_steps=train.warmup_steps,
@@ -271,7 +286,6 @@ def _fit_settings(train: TrainConfig, pad_id: int) -> FitSettings:
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         seed=train.seed,
-        pad_id=pad_id,
         save_steps=train.save_steps,
         keep_checkpoints=train.keep_checkpoints,
         eval_steps=train.eval_steps,

@@ -33,6 +33,11 @@ class Batch:
     tokens: int
     """Real tokens, padding not counted."""
 
+    @property
+    def computed_tokens(self) -> int:
+        """Token positions that the model computes, padding included."""
+        return self.input_ids.numel()
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
         return Batch(

@@ -17,13 +17,14 @@ from peft import PeftModel
 from torch import nn
 
 from myna.data.encode import Example
-from myna.data.loader import num_steps, num_targets, padded_batches, rows_of_steps, steps_per_epoch
+from myna.data.loader import num_steps, num_targets, rows_of_steps, steps_per_epoch
 from myna.device import peak_memory_bytes
 from myna.distributed.group import ALONE, Group
 from myna.errors import Interrupted, NonFiniteError
 from myna.lora.adapter_file import load_adapter_state
 from myna.lora.inject import adapter_state
 from myna.training.checkpoint import Checkpoint, State, load_best, save_best, save_checkpoint
+from myna.training.computation import Computation
 from myna.training.events import EventLog
 from myna.training.optimizer import (
     Schedule,
@@ -33,7 +34,7 @@ from myna.training.optimizer import (
     set_learning_rate,
     trainable,
 )
-from myna.training.validate import held_out_loss, summed_loss
+from myna.training.validate import held_out_loss
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,6 @@ class FitSettings:
     epochs: float
     max_steps: int | None
     batch_size: int
-    micro_batch_size: int
     learning_rate: float
     schedule: str
     warmup_steps: int | None
@@ -51,7 +51,6 @@ class FitSettings:
     weight_decay: float
     max_grad_norm: float
     seed: int
-    pad_id: int
     save_steps: int
     keep_checkpoints: int
     eval_steps: int | None = None
@@ -89,6 +88,7 @@ def fit(
     held_out_rows: Sequence[Example],
     settings: FitSettings,
     *,
+    computation: Computation,
     device: torch.device,
     events: EventLog,
     checkpoints: Path | None = None,
@@ -122,98 +122,96 @@ def fit(
     result.stopped_early = _has_waited_long_enough(state, settings)
     model.train()
 
-    for step, epoch, rows in rows_of_steps(
-        len(train_rows),
-        settings.batch_size,
-        seed=settings.seed,
-        first_step=state.step + 1,
-        last_step=state.step if result.stopped_early else rates.total_steps,
-    ):
-        started = time.monotonic()
-        num_trained = sum(num_targets(train_rows[row]) for row in rows)
-        batches = padded_batches(
-            train_rows,
-            rows[group.rank :: group.size],
-            micro_batch_size=settings.micro_batch_size,
-            pad_id=settings.pad_id,
-        )
-        sums = torch.zeros(2, device=device)  # loss, token positions computed
-        for number, batch in enumerate(batches):
-            torch.manual_seed(_dropout_seed(settings.seed, step, group.rank, number))
-            loss = summed_loss(model, batch.to(device)) / num_trained
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            sums += torch.stack([loss.detach(), loss.new_tensor(batch.input_ids.numel())])
-        # Added before unscaling, so that every process finds the same overflow and skips alike.
-        group.add_gradients(parameters)
-        scaler.unscale_(optimizer)
-        step_loss, computed_tokens = group.add(sums).tolist()
-        grad_norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item()
-        if not math.isfinite(step_loss) or not (math.isfinite(grad_norm) or scaler.is_enabled()):
-            raise NonFiniteError(
-                f"step {step}: loss is {step_loss}, gradient norm {grad_norm}; "
-                "the weights did not move.\n"
-                f"  Rows: {', '.join(str(train_rows[row].place) for row in rows)}.\n"
-                f"  Try a learning rate below {settings.learning_rate}, or dtype: float32."
-            )
-        learning_rate = rates.learning_rate(step)
-        set_learning_rate(optimizer, learning_rate)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
+    with computation.prepared(model):
+        for step, epoch, rows in rows_of_steps(
+            len(train_rows),
+            settings.batch_size,
+            seed=settings.seed,
+            first_step=state.step + 1,
+            last_step=state.step if result.stopped_early else rates.total_steps,
+        ):
+            started = time.monotonic()
+            num_trained = sum(num_targets(train_rows[row]) for row in rows)
+            pieces = computation.pieces(train_rows, rows[group.rank :: group.size])
+            sums = torch.zeros(2, device=device)  # loss, token positions computed
+            for number, piece in enumerate(pieces):
+                torch.manual_seed(_dropout_seed(settings.seed, step, group.rank, number))
+                loss = computation.summed_loss(model, piece) / num_trained
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                sums += torch.stack([loss.detach(), loss.new_tensor(piece.computed_tokens)])
+            # Added before unscaling, so that every process finds the same overflow and skips alike.
+            group.add_gradients(parameters)
+            scaler.unscale_(optimizer)
+            step_loss, computed_tokens = group.add(sums).tolist()
+            grad_norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item()
+            if not math.isfinite(step_loss) or not (
+                math.isfinite(grad_norm) or scaler.is_enabled()
+            ):
+                raise NonFiniteError(
+                    f"step {step}: loss is {step_loss}, gradient norm {grad_norm}; "
+                    "the weights did not move.\n"
+                    f"  Rows: {', '.join(str(train_rows[row].place) for row in rows)}.\n"
+                    f"  Try a learning rate below {settings.learning_rate}, or dtype: float32."
+                )
+            learning_rate = rates.learning_rate(step)
+            set_learning_rate(optimizer, learning_rate)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
 
-        result.step = step
-        result.losses.append(step_loss)
-        tokens = sum(
-            len(train_rows[row].prompt_ids) + len(train_rows[row].completion_ids) for row in rows
-        )
-        events.emit(
-            "step",
-            step=step,
-            epoch=round(epoch, 4),
-            loss=step_loss,
-            learning_rate=learning_rate,
-            grad_norm=grad_norm if math.isfinite(grad_norm) else None,
-            rows=len(rows),
-            tokens=tokens,
-            computed_tokens=int(computed_tokens),
-            trained_tokens=num_trained,
-            seconds=round(time.monotonic() - started, 4),
-            peak_memory_bytes=peak_memory_bytes(device.type),
-        )
-        is_last = step == rates.total_steps
-        state = replace(state, step=step, loss_scaling=scaler.state_dict())
-        if held_out_rows and (is_last or _is_due(step, settings, len(train_rows))):
-            held_out, num_tokens = held_out_loss(
-                model,
-                held_out_rows,
-                micro_batch_size=settings.micro_batch_size,
-                pad_id=settings.pad_id,
-                device=device,
-                group=group,
+            result.step = step
+            result.losses.append(step_loss)
+            tokens = sum(
+                len(train_rows[row].prompt_ids) + len(train_rows[row].completion_ids)
+                for row in rows
             )
             events.emit(
-                "eval", step=step, loss=held_out, rows=len(held_out_rows), tokens=num_tokens
+                "step",
+                step=step,
+                epoch=round(epoch, 4),
+                loss=step_loss,
+                learning_rate=learning_rate,
+                grad_norm=grad_norm if math.isfinite(grad_norm) else None,
+                rows=len(rows),
+                tokens=tokens,
+                computed_tokens=int(computed_tokens),
+                trained_tokens=num_trained,
+                seconds=round(time.monotonic() - started, 4),
+                peak_memory_bytes=peak_memory_bytes(device.type),
             )
-            state = _judge(state, held_out)
-            if state.best_step == step and settings.keep_best and checkpoints and writes:
-                save_best(checkpoints, step, held_out, adapter_state(model))
-            result.best_loss, result.best_step = state.best_loss, state.best_step
-        result.stopped_early = _has_waited_long_enough(state, settings)
-        stop = group.any(stop_requested(), device)
-        save = step % settings.save_steps == 0 or stop or result.stopped_early or is_last
-        if save and checkpoints is not None and writes:
-            save_checkpoint(
-                checkpoints,
-                state,
-                adapter_state(model),
-                optimizer_tensors(optimizer, model),
-                keep=settings.keep_checkpoints,
-            )
-            events.emit("checkpoint", step=step)
-        if stop and not is_last:
-            raise Interrupted(f"stopped after step {step}; the same command goes on from here.")
-        if result.stopped_early:
-            break
+            is_last = step == rates.total_steps
+            state = replace(state, step=step, loss_scaling=scaler.state_dict())
+            if held_out_rows and (is_last or _is_due(step, settings, len(train_rows))):
+                held_out, num_tokens = held_out_loss(
+                    model,
+                    held_out_rows,
+                    computation=computation,
+                    device=device,
+                    group=group,
+                )
+                events.emit(
+                    "eval", step=step, loss=held_out, rows=len(held_out_rows), tokens=num_tokens
+                )
+                state = _judge(state, held_out)
+                if state.best_step == step and settings.keep_best and checkpoints and writes:
+                    save_best(checkpoints, step, held_out, adapter_state(model))
+                result.best_loss, result.best_step = state.best_loss, state.best_step
+            result.stopped_early = _has_waited_long_enough(state, settings)
+            stop = group.any(stop_requested(), device)
+            save = step % settings.save_steps == 0 or stop or result.stopped_early or is_last
+            if save and checkpoints is not None and writes:
+                save_checkpoint(
+                    checkpoints,
+                    state,
+                    adapter_state(model),
+                    optimizer_tensors(optimizer, model),
+                    keep=settings.keep_checkpoints,
+                )
+                events.emit("checkpoint", step=step)
+            if stop and not is_last:
+                raise Interrupted(f"stopped after step {step}; the same command goes on from here.")
+            if result.stopped_early:
+                break
 
     if settings.keep_best and checkpoints is not None and writes:
         load_adapter_state(model, load_best(checkpoints))

@@ -7,21 +7,15 @@ drawing a random number.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from myna.data.encode import Example
-from myna.data.loader import Batch, padded_batches
+from myna.data.loader import num_targets
 from myna.distributed.group import ALONE, Group
+from myna.training.computation import Computation
 
-
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy summed over the batch's trained tokens, in float32; a scalar with gradient."""
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).logits
-    # (B, T, V) -> (S, V): softmax only where a token is trained.
-    chosen = logits.flatten(0, 1)[batch.positions].float()
-    return nn.functional.cross_entropy(chosen, batch.targets, reduction="sum")
+ROWS_AT_ONCE = 16
+"""Held-out rows that are cut into pieces together."""
 
 
 @torch.no_grad()
@@ -29,8 +23,7 @@ def held_out_loss(
     model: nn.Module,
     examples: Sequence[Example],
     *,
-    micro_batch_size: int,
-    pad_id: int,
+    computation: Computation,
     device: torch.device,
     group: Group = ALONE,
 ) -> tuple[float, int]:
@@ -44,9 +37,12 @@ def held_out_loss(
     # By length, so that little is padded; the sum does not depend on the order of rows.
     order = sorted(range(len(examples)), key=lambda row: len(examples[row].prompt_ids))
     order = order[group.rank :: group.size]
-    for batch in padded_batches(examples, order, micro_batch_size=micro_batch_size, pad_id=pad_id):
-        sums[0] += summed_loss(model, batch.to(device)).item()
-        sums[1] += len(batch.targets)
+    for start in range(0, len(order), ROWS_AT_ONCE):
+        rows = order[start : start + ROWS_AT_ONCE]
+        sums[0] += sum(
+            computation.summed_loss(model, piece) for piece in computation.pieces(examples, rows)
+        )
+        sums[1] += sum(num_targets(examples[row]) for row in rows)
     model.train(was_training)
     loss, tokens = group.add(sums).tolist()
     return loss / tokens, int(tokens)
