@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _HIDDEN = -1e30
-"""Added to a score that is not to be seen. Finite: a row that sees nothing must not become NaN."""
+"""Added to a score that is not to be seen. Finite: a padded row sees nothing and is not NaN."""
 
 _LOG2_E = math.log2(math.e)
 """Probabilities are made by exp2, as 2^(s * log2 e), and log-sum-exps kept in base 2: torch's exp
@@ -265,7 +265,7 @@ class _TreeAttention(torch.autograd.Function):
     any merging: each adds its part. In the forward a product knows its own keys only; parts (out_1,
     lse_1), (out_2, lse_2) merge to lse = logaddexp(lse_1, lse_2) and
     out = exp(lse_1 - lse) out_1 + exp(lse_2 - lse) out_2.
-    (Dao et al. 2022, "FlashAttention", sections 3.1 and B.4.)
+    (Dao et al. 2022, "FlashAttention", sections 3.1 and B.4.) The code has S and lse in base 2.
 
     Queries of the G heads that share a key head are laid one below the other: (N * K, G * Q, D) by
     (N * K, L, D), so keys are never repeated and dk comes out summed over the group.
@@ -294,10 +294,8 @@ class _TreeAttention(torch.autograd.Function):
             block_k = work.key_batch(work.k.index_select(0, k_rows), bucket)
             scores, _ = work.scores(work.q.index_select(0, q_rows), block_k, bucket.bias)
             lse = _normalise(scores)
-            p, block_v = (
-                work.as_batch(scores.to(v.dtype)),
-                work.key_batch(work.v.index_select(0, k_rows), bucket),
-            )
+            block_v = work.key_batch(work.v.index_select(0, k_rows), bucket)
+            p = work.as_batch(scores.to(v.dtype))
             to = at + len(q_rows)
             torch.bmm(p, block_v, out=out_slots[at:to].view(p.shape[0], p.shape[1], size))
             lse_slots[at:to] = lse.flatten()
