@@ -145,6 +145,21 @@ def test_gradients_of_a_pack_are_those_of_its_rows() -> None:
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    model = get_peft_model(tiny("Llama"), LoraConfig(r=2, target_modules="all-linear")).train()
+    layout = layout_of(SHARED)
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        with packed_attention(model):
+            pack(model, ids_of(SHARED), layout).square().sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    before = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert all(map(torch.equal, gradients(), before))
+
+
 def test_the_check_looks_beyond_long_windows() -> None:
     assert check_packing(tiny("Mistral", sliding_window=4096)) is None
 

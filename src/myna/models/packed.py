@@ -50,9 +50,10 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
     """Inside the block `model(..., tree=layout)` computes packs; afterwards all is as it was.
 
     A packed forward takes `input_ids` and `position_ids` (1, T), `use_cache=False`, no
-    `attention_mask`, and `tree=` the pack's TreeLayout. `model` may be wrapped by peft. Its modules
-    get copies of their configs for the time of the block: transformers shares config objects
-    between models, and the others must not switch with this one.
+    `attention_mask`, and `tree=` the pack's TreeLayout. The backward belongs inside the block too:
+    recomputed activations come from a forward. `model` may be wrapped by peft. Its modules get
+    copies of their configs for the time of the block: transformers shares config objects between
+    models, and the others must not switch with this one.
     """
     AttentionInterface.register(NAME, _attend)
     # Not getattr: peft's wrappers answer for the modules inside them.
