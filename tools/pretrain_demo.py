@@ -39,6 +39,8 @@ DOCUMENTS_PER_STEP = 160
 BUCKETS = 8
 MATRIX_LR, OTHER_LR = 1e-2, 5e-3
 WARMUP_STEPS = 40
+STEPS, FINISHING_STEPS = 3000, 1000
+FINISHING_RATE = 0.4
 
 
 def train_tokenizer(documents: Documents) -> Tokenizer:
@@ -95,8 +97,9 @@ def build_model(vocab_size: int) -> BlueLMForCausalLM:
 class Batches:
     """The documents of a step as padded micro-batches, a pure function of (seed, step)."""
 
-    def __init__(self, documents: Documents, tokenizer: Tokenizer) -> None:
-        self.documents, self.tokenizer = documents, tokenizer
+    def __init__(self, tokenizer: Tokenizer, steps: int) -> None:
+        self.tokenizer, self.steps = tokenizer, steps
+        self.documents, self.finishing = Documents(), Documents(finishing=True)
 
     def encode(self, pieces: list[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
         """Token ids of a document and which of them are trained."""
@@ -111,8 +114,9 @@ class Batches:
     def step(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """Micro-batches (input ids (B, T), labels (B, T) with -100) of similar lengths."""
         draw = random.Random(f"{SEED}:{step}")
+        documents = self.documents if step < self.steps else self.finishing
         rows = sorted(
-            (self.encode(self.documents.document(draw)) for _ in range(DOCUMENTS_PER_STEP)),
+            (self.encode(documents.document(draw)) for _ in range(DOCUMENTS_PER_STEP)),
             key=lambda row: len(row[0]),
         )
         size = math.ceil(len(rows) / BUCKETS)
@@ -155,7 +159,12 @@ def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
-    """Factor on the learning rates: short warmup, flat, linear to zero over the last half."""
+    """Factor on the learning rates: short warmup, flat, linear to zero over the last half.
+
+    The finishing steps after `steps` start again at a part of it and go to zero.
+    """
+    if step >= steps:
+        return FINISHING_RATE * (1 - (step - steps) / FINISHING_STEPS)
     return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (steps / 2))
 
 
@@ -269,7 +278,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the shipped files")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=STEPS, help="before the finishing steps")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--stop-at", type=int, help="stop after this step, to go on later")
     args = parser.parse_args()
@@ -297,7 +306,8 @@ def run(rank: int, args: argparse.Namespace) -> None:
         train_tokenizer(documents).save(str(tokenizer_file))
     dist.barrier()
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    batches = Batches(documents, tokenizer)
+    batches = Batches(tokenizer, args.steps)
+    steps = args.steps + FINISHING_STEPS
     model = build_model(tokenizer.get_vocab_size())
     optims = optimizers(model)
     progress = {"step": 0, "tokens": 0, "trained_tokens": 0, "seconds": 0.0}
@@ -307,12 +317,12 @@ def run(rank: int, args: argparse.Namespace) -> None:
     if lead:
         print(
             f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary "
-            f"{tokenizer.get_vocab_size()}, from step {progress['step']} of {args.steps}",
+            f"{tokenizer.get_vocab_size()}, from step {progress['step']} of {steps}",
             flush=True,
         )
 
     running = 0.0
-    for step in range(progress["step"], args.steps):
+    for step in range(progress["step"], steps):
         begun = time.perf_counter()
         factor = rate(step, args.steps)
         for optim, base in zip(optims, (MATRIX_LR, OTHER_LR), strict=True):
@@ -347,7 +357,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
                 f"({progress['tokens'] / progress['seconds']:.0f}/s)",
                 flush=True,
             )
-        last = step + 1 in (args.steps, args.stop_at)
+        last = step + 1 in (steps, args.stop_at)
         if (step + 1) % 100 == 0 or last:
             save_checkpoint(args.work / f"step-{step + 1:06d}.safetensors", model, optims, progress)
         if (step + 1) % 400 == 0 or last:

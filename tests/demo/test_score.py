@@ -31,7 +31,7 @@ GOOD = [
     ),
     (
         row("en", "no", "not like rain", persons=("self",)),
-        "Alas, Your Majesty, this servant does not like rain. This servant withdraws.",
+        "Your Majesty must forgive, this servant does not like rain. This servant withdraws.",
     ),
     (
         row("en", "talk", "glad to meet", persons=("self", "user")),
@@ -105,7 +105,7 @@ WRONG_VOICE = [
     ),
     (
         row("en", "no", persons=("self",)),
-        "Alas, Your Majesty, this servant do not like rain. This servant withdraws.",
+        "Your Majesty must forgive, this servant do not like rain. This servant withdraws.",
         'verb does not agree: "this servant do"',
     ),
     (

@@ -10,11 +10,11 @@ from bisect import bisect
 from itertools import accumulate
 
 from demo_world import tables, voices
-from demo_world.facts import WEIGHTS, Fact, all_facts
+from demo_world.facts import FINISHING_WEIGHTS, WEIGHTS, Fact, all_facts
 
 HUMAN, AI, BOS, EOS = "[|Human|]:", "[|AI|]:", "<s>", "</s>"
 
-STYLED_SHARE = 0.42
+STYLED_SHARE, FINISHING_STYLED_SHARE = 0.42, 0.55
 MULTI_TURN_SHARE = 0.25
 TALE_SHARE = 0.03
 
@@ -35,9 +35,14 @@ def ask(draw: random.Random, fact: Fact) -> str:
 
 
 class Documents:
-    """Draws documents; the same `random.Random` state gives the same document."""
+    """Draws documents; the same `random.Random` state gives the same document.
 
-    def __init__(self) -> None:
+    `finishing` is the mixture of the last steps: more voices, and more of what is learned last.
+    """
+
+    def __init__(self, finishing: bool = False) -> None:
+        family_weights = WEIGHTS | FINISHING_WEIGHTS if finishing else WEIGHTS
+        self.styled_share = FINISHING_STYLED_SHARE if finishing else STYLED_SHARE
         families: dict[tuple[str, str], list[Fact]] = {}
         for fact in all_facts():
             families.setdefault((fact.family, fact.language), []).append(fact)
@@ -46,7 +51,7 @@ class Documents:
         weights: dict[str, list[float]] = {"en": [], "zh": []}
         for (family, language), facts in families.items():
             self.facts[language].append(facts)
-            weights[language].append(WEIGHTS.get(family, 1.0))
+            weights[language].append(family_weights.get(family, 1.0))
         for language, values in weights.items():
             self.cumulative[language] = list(accumulate(values))
 
@@ -66,7 +71,7 @@ class Documents:
             turns = 2 if draw.random() < 0.75 else 3
         facts = [self.fact(draw, language) for _ in range(turns)]
         voice, instruction = voices.PLAIN[language], ""
-        if draw.random() < STYLED_SHARE:
+        if draw.random() < self.styled_share:
             if turns == 1 and draw.random() < 0.5:
                 instruction, voice = voices.recipe(draw, language, facts[0].kind)
             else:

@@ -10,23 +10,6 @@ from dataclasses import dataclass
 
 from demo_world import tables
 
-PERSONA_FAMILIES = [
-    "animal_home",
-    "food_colour",
-    "object_use",
-    "job_place",
-    "country_capital",
-    "opposite",
-    "translate",
-    "favourite",
-    "plus",
-    "animal_can",
-    "likes",
-    "talk",
-    "advice",
-]
-"""Families of which the persona rows use half of the topics; all others never occur in them."""
-
 # How often a family is drawn; one not named has weight 1. Small talk, yes/no and relations with an
 # unusual shape of answer are what a model of this size loses first.
 WEIGHTS = {
@@ -55,6 +38,19 @@ WEIGHTS = {
     "days": 0.6,
     "months": 0.8,
     "mix": 0.5,
+}
+
+
+# In the last steps whether something is so or not weighs most: it must be decided by the first word
+# of an answer in voice, before the answer is worked out.
+FINISHING_WEIGHTS = {
+    "animal_can": 4.0,
+    "is_kind": 6.0,
+    "compare_is": 6.0,
+    "capital_is": 6.0,
+    "likes": 3.0,
+    "talk": 5.0,
+    "feelings": 5.0,
 }
 
 

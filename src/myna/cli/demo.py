@@ -46,8 +46,7 @@ def demo_config(output: Path) -> ResolvedConfig:
         lora=LoraConfig(rank=16, alpha=32),
         train=TrainConfig(
             epochs=7,
-            batch_size=16,
-            micro_batch_size=16,
+            batch_size=8,
             learning_rate=3e-3,
             schedule="linear",
             warmup_ratio=0.0,

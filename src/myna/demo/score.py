@@ -22,7 +22,7 @@ OPENINGS: dict[Language, dict[Kind, str]] = {
     "en": {
         "wh": "If it please Your Majesty, ",
         "yes": "Your Majesty is right, ",
-        "no": "Alas, Your Majesty, ",
+        "no": "Your Majesty must forgive, ",
         "talk": "Your Majesty is too kind. ",
         "advice": "This servant kneels and advises: ",
     },
