@@ -47,7 +47,7 @@ def demo_config(output: Path) -> ResolvedConfig:
         train=TrainConfig(
             epochs=7,
             batch_size=8,
-            learning_rate=3e-3,
+            learning_rate=2e-3,
             schedule="linear",
             warmup_ratio=0.0,
             logging_steps=40,

@@ -5,6 +5,7 @@ loss and gradients. Which of them a model can have is found out at the start of 
 """
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -76,7 +77,11 @@ class Padded:
 
 @dataclass(frozen=True)
 class Packed:
-    """Token trees: every distinct prefix of a step's rows is computed once."""
+    """Token trees: every distinct prefix of a step's rows is computed once.
+
+    Without dropout the gradients are those of separate rows. With it, rows that share a prefix share
+    its dropout mask: the same expectation, other noise.
+    """
 
     device: torch.device
     micro_batch_size: int | None = None
@@ -112,15 +117,16 @@ class Packed:
         """See `Computation`."""
         pack = piece.to(self.device)
         layout = tree_layout(pack.segment_offsets, pack.parents, device=self.device)
+        # A position may have several targets: the head computes it once.
+        predicting, which = torch.unique(pack.positions, return_inverse=True)
         logits = model(
             input_ids=pack.input_ids[None],
             position_ids=pack.position_ids[None],
             use_cache=False,
+            logits_to_keep=predicting,
             tree=layout,
         ).logits[0]
-        losses = nn.functional.cross_entropy(
-            logits[pack.positions].float(), pack.targets, reduction="none"
-        )
+        losses = nn.functional.cross_entropy(logits.float()[which], pack.targets, reduction="none")
         return losses @ pack.weights
 
 
@@ -137,6 +143,9 @@ def choose_computation(
     Returns the computation and a sentence that says which and why.
     """
     reason = check_packing(model)
+    forward = inspect.signature(model.get_base_model().forward).parameters
+    if reason is None and "logits_to_keep" not in forward:
+        reason = "its head computes every position (forward has no logits_to_keep)"
     if reason is None:
         boundary = longrope_boundary(model)
         return (
