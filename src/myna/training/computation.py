@@ -79,8 +79,8 @@ class Padded:
 class Packed:
     """Token trees: every distinct prefix of a step's rows is computed once.
 
-    Without dropout the gradients are those of separate rows. With it, rows that share a prefix share
-    its dropout mask: the same expectation, other noise.
+    Without dropout the gradients are those of separate rows. With it, rows that share a prefix
+    share its dropout mask: the same expectation, other noise.
     """
 
     device: torch.device
