@@ -124,8 +124,8 @@ def load_model(
     """Causal language model of a local folder or hub id, in eval mode, on `device` in `dtype`.
 
     `attn_implementation` is transformers' name; not given, torch's sdpa where the architecture has
-    it, else eager. Reads safetensors; `.bin` shards are scanned and converted once. Parameters require gradients as
-    transformers leaves them: freezing is the caller's.
+    it, else eager. Reads safetensors; `.bin` shards are scanned and converted once. Parameters
+    require gradients as transformers leaves them: freezing is the caller's.
 
     Raises ConfigError if configuration or weights are missing, incomplete, of other shapes, or hold
     tensors the architecture has no place for: nothing is ever filled with random numbers.
