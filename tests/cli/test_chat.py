@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import termios
@@ -150,6 +151,15 @@ class Screen:
         os.write(self.descriptor, keys)
 
 
+def take_terminal() -> None:
+    """Make standard input the controlling terminal, whose Ctrl-C is a signal that is heard.
+
+    A job in the background of a script, as tests may be, inherits that it is ignored.
+    """
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_at_a_terminal_ctrl_c_ends_the_answer_and_ctrl_d_the_chat(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -168,8 +178,7 @@ def test_at_a_terminal_ctrl_c_ends_the_answer_and_ctrl_d_the_chat(
         stderr=theirs,
         env=os.environ | {"TERM": "dumb", "OMP_NUM_THREADS": "1"},
         start_new_session=True,
-        # Ctrl-C becomes a signal in the session whose controlling terminal this is.
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     )
     os.close(theirs)
     screen = Screen(ours)
