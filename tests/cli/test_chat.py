@@ -142,8 +142,9 @@ class Screen:
         """Read until `pattern` comes after what was waited for before."""
         until = time.monotonic() + 60
         while (found := re.compile(pattern, re.DOTALL).search(self.text, self.seen)) is None:
-            ready, _, _ = select.select([self.descriptor], [], [], until - time.monotonic())
-            assert ready, f"no {pattern!r} in {self.text!r}"
+            left = max(0.0, until - time.monotonic())
+            ready, _, _ = select.select([self.descriptor], [], [], left)
+            assert ready and left, f"no {pattern!r} at the end of {self.text[-300:]!r}"
             self.text += os.read(self.descriptor, 4096).decode(errors="replace")
         self.seen = found.end()
 
