@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import termios
@@ -141,13 +142,23 @@ class Screen:
         """Read until `pattern` comes after what was waited for before."""
         until = time.monotonic() + 60
         while (found := re.compile(pattern, re.DOTALL).search(self.text, self.seen)) is None:
-            ready, _, _ = select.select([self.descriptor], [], [], until - time.monotonic())
-            assert ready, f"no {pattern!r} in {self.text!r}"
+            left = max(0.0, until - time.monotonic())
+            ready, _, _ = select.select([self.descriptor], [], [], left)
+            assert ready and left, f"no {pattern!r} at the end of {self.text[-300:]!r}"
             self.text += os.read(self.descriptor, 4096).decode(errors="replace")
         self.seen = found.end()
 
     def type(self, keys: bytes) -> None:
         os.write(self.descriptor, keys)
+
+
+def take_terminal() -> None:
+    """Make standard input the controlling terminal, whose Ctrl-C is a signal that is heard.
+
+    A job in the background of a script, as tests may be, inherits that it is ignored.
+    """
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_at_a_terminal_ctrl_c_ends_the_answer_and_ctrl_d_the_chat(
@@ -168,8 +179,7 @@ def test_at_a_terminal_ctrl_c_ends_the_answer_and_ctrl_d_the_chat(
         stderr=theirs,
         env=os.environ | {"TERM": "dumb", "OMP_NUM_THREADS": "1"},
         start_new_session=True,
-        # Ctrl-C becomes a signal in the session whose controlling terminal this is.
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     )
     os.close(theirs)
     screen = Screen(ours)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -340,3 +342,18 @@ def test_context_is_what_the_config_says_and_ntkmixed_counts_before_the_scaling(
     assert context_length(load_config(str(golden / "ntkmixed"))) == 64 * 16
     assert context_length(LlamaConfig(max_position_embeddings=77)) == 77
     assert context_length(MambaConfig()) is None
+
+
+def test_an_architecture_without_sdpa_loads_with_its_eager_attention(tmp_path: Path) -> None:
+    config = Gemma2Config(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), dtype=torch.float32, device=torch.device("cpu")).model
+    assert model.config._attn_implementation == "eager"

@@ -306,7 +306,12 @@ def _signals_noted(console: Console) -> Iterator[Callable[[], bool]]:
         noted = True
         console.print(f"{signal.Signals(number).name}: stopping after this step (again: at once)")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, note)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        # A job in the background ignores Ctrl-C, which is meant for the one in front.
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield lambda: noted
     finally:

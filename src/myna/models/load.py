@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
@@ -118,12 +119,13 @@ def load_model(
     device: torch.device,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
 ) -> LoadedModel:
     """Causal language model of a local folder or hub id, in eval mode, on `device` in `dtype`.
 
-    Reads safetensors; `.bin` shards are scanned and converted once. Parameters require gradients as
-    transformers leaves them: freezing is the caller's.
+    `attn_implementation` is transformers' name; not given, torch's sdpa where the architecture has
+    it, else eager. Reads safetensors; `.bin` shards are scanned and converted once. Parameters
+    require gradients as transformers leaves them: freezing is the caller's.
 
     Raises ConfigError if configuration or weights are missing, incomplete, of other shapes, or hold
     tensors the architecture has no place for: nothing is ever filled with random numbers.
@@ -145,7 +147,7 @@ def load_model(
                 str(weights),
                 config=config,
                 dtype=dtype,
-                attn_implementation=attn_implementation,
+                attn_implementation=attn_implementation or _attention(config),
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -164,6 +166,12 @@ def load_model(
     loaded.config.name_or_path = loaded.name_or_path = _recorded_name(model)
     loaded.eval()
     return LoadedModel(loaded, tuple(notes))
+
+
+def _attention(config: PreTrainedConfig) -> str:
+    """sdpa, but for architectures that transformers refuses it to, such as Gemma 2."""
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return "sdpa" if getattr(known, "_supports_sdpa", True) else "eager"
 
 
 def meta_model(config_or_model: PreTrainedConfig | str) -> PreTrainedModel:
