@@ -7,8 +7,8 @@ Linear layers: a forward and backward of `lora_linear` against peft's layer on t
 against all rows' logits, cast to float32 for torch's cross-entropy, forward and backward. Both take
 turns; medians of the rounds, in milliseconds. `gemm` is the frozen weight's arithmetic as two plain
 products. Where other programs use a core, measure with OMP_NUM_THREADS=1: two threads then wait for
-each other in every small operation. `results/ops.json` keeps the figures with versions, hardware and
-command; `--small` takes small shapes and writes nothing.
+each other in every small operation. `results/ops.json` keeps the figures with versions, hardware
+and command; `--small` takes small shapes and writes nothing.
 """
 
 import argparse
