@@ -159,7 +159,8 @@ def _head_can_be_fused(model: PeftModel, device: torch.device) -> bool:
 
     Heads that scale their logits, or that carry an adapter, are left to the model.
     """
-    if type(model.get_base_model().get_output_embeddings()) is not nn.Linear:
+    base: Any = model.get_base_model()
+    if type(base.get_output_embeddings()) is not nn.Linear:
         return False
     place = Place(Path("probe"), 1, 1)
     rows = [
