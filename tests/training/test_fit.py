@@ -23,6 +23,7 @@ from myna.data.conversation import Place
 from myna.data.encode import Example
 from myna.data.loader import rows_of_steps
 from myna.errors import Interrupted, NonFiniteError
+from myna.lora.fused import fuse
 from myna.training.checkpoint import latest_checkpoint
 from myna.training.computation import Packed, Padded
 from myna.training.events import EventLog, read_events
@@ -118,7 +119,9 @@ def run(
             rows,
             held_out or [],
             chosen,
-            computation=Packed(CPU, micro) if packed else Padded(micro or 4, PAD, CPU),
+            computation=Packed(CPU, micro, fused_head=True)
+            if packed
+            else Padded(micro or 4, PAD, CPU),
             device=CPU,
             events=events,
             checkpoints=folder,
@@ -157,9 +160,11 @@ def pad_only_tokenizer() -> PreTrainedTokenizerFast:
 def test_twenty_steps_have_the_losses_of_transformers_trainer_with_peft(
     accumulation: int, checkpointing: bool, packed: bool, tmp_path: Path
 ) -> None:
+    """Ours as `myna train` computes: peft's layers fused, on packs or on padded batches."""
     rows, steps, batch = random_rows(24), 20, 4
     theirs = tiny_model()
     ours = copy.deepcopy(theirs)
+    assert fuse(ours) == 14  # 7 linear layers in each of 2 decoder layers
     if checkpointing:
         recompute_activations(ours)
     order = [

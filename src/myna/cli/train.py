@@ -36,6 +36,7 @@ from myna.device import choose_compute
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError
 from myna.lora.adapter_file import inject_from, read_adapter
+from myna.lora.fused import fuse
 from myna.lora.initial import check_init
 from myna.lora.inject import Injected, inject
 from myna.models.load import load_model
@@ -146,6 +147,7 @@ def _train(
         trust_remote_code=trust_remote_code,
     )
     injected = _inject(base.model, config.lora, config.train.seed)
+    fuse(injected.model)
     if config.train.checkpointing == "all":
         recompute_activations(injected.model)
     computation, how = choose_computation(

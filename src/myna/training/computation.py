@@ -6,19 +6,23 @@ loss and gradients. Which of them a model can have is found out at the start of 
 
 import contextlib
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from myna.data.conversation import Place
 from myna.data.encode import Example
 from myna.data.loader import Batch, padded_batches
 from myna.data.packing import Pack, pack_step
 from myna.models.packed import check_packing, longrope_boundary, packed_attention
 from myna.ops.attention import tree_layout
+from myna.ops.cross_entropy import frozen_head_cross_entropy
 
 TOKEN_BUDGET = 8192
 """Tokens computed at once in a pack where rows per micro-batch are not set."""
@@ -88,6 +92,8 @@ class Packed:
     """Rows in a pack at most. None: as many as `TOKEN_BUDGET` allows."""
     length_boundary: int | None = None
     """Rows up to this length and longer ones do not share a pack (longrope)."""
+    fused_head: bool = False
+    """Loss by `frozen_head_cross_entropy`, without logits."""
 
     @contextlib.contextmanager
     def prepared(self, model: nn.Module) -> Iterator[None]:
@@ -117,17 +123,63 @@ class Packed:
         """See `Computation`."""
         pack = piece.to(self.device)
         layout = tree_layout(pack.segment_offsets, pack.parents, device=self.device)
+        given = {
+            "input_ids": pack.input_ids[None],
+            "position_ids": pack.position_ids[None],
+            "use_cache": False,
+            "tree": layout,
+        }
+        if self.fused_head:
+            return _fused_loss(model, pack, given)
         # A position may have several targets: the head computes it once.
         predicting, which = torch.unique(pack.positions, return_inverse=True)
-        logits = model(
-            input_ids=pack.input_ids[None],
-            position_ids=pack.position_ids[None],
-            use_cache=False,
-            logits_to_keep=predicting,
-            tree=layout,
-        ).logits[0]
+        logits = model(**given, logits_to_keep=predicting).logits[0]
         losses = nn.functional.cross_entropy(logits.float()[which], pack.targets, reduction="none")
         return losses @ pack.weights
+
+
+def _fused_loss(model: nn.Module, pack: Pack, given: dict[str, Any]) -> Tensor:
+    """The loss without logits: hidden states at trained positions against the frozen head."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = base.get_output_embeddings()
+    hidden = base.get_decoder()(**given).last_hidden_state[0]
+    return frozen_head_cross_entropy(
+        hidden[pack.positions],
+        head.weight.detach(),
+        pack.targets,
+        pack.weights,
+        softcap=getattr(base.config.get_text_config(), "final_logit_softcapping", None),
+        bias=head.bias,
+    )
+
+
+@torch.no_grad()
+def _head_can_be_fused(model: PeftModel, device: torch.device) -> bool:
+    """Whether the head is a plain linear layer and the fused loss is that of the model's logits.
+
+    Heads that scale their logits, or that carry an adapter, are left to the model.
+    """
+    base: Any = model.get_base_model()
+    if type(base.get_output_embeddings()) is not nn.Linear:
+        return False
+    place = Place(Path("probe"), 1, 1)
+    rows = [
+        Example("", "", (1, 2, 3), (4, 5, 6), place, 1),
+        Example("", "", (1, 2), (7, 5), place, 1),
+    ]
+    was_training = model.training
+    model.eval()
+    try:
+        losses = []
+        for fused in (False, True):
+            computation = Packed(device, fused_head=fused)
+            with computation.prepared(model):
+                (pack,) = computation.pieces(rows, [0, 1])
+                losses.append(computation.summed_loss(model, pack).item())
+    finally:
+        model.train(was_training)
+    exact = next(model.parameters()).dtype == torch.float32
+    return math.isclose(*losses, rel_tol=1e-4 if exact else 2e-2)
 
 
 def choose_computation(
@@ -148,8 +200,9 @@ def choose_computation(
         reason = "its head computes every position (forward has no logits_to_keep)"
     if reason is None:
         boundary = longrope_boundary(model)
+        fused_head = _head_can_be_fused(model, device)
         return (
-            Packed(device, micro_batch_size, boundary),
+            Packed(device, micro_batch_size, boundary, fused_head),
             "packs of shared prefixes, checked against the model's own attention",
         )
     return (

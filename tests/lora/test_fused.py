@@ -1,0 +1,145 @@
+"""Against the same model with peft's own layers."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from myna.lora.fused import FusedLoraLinear, fuse
+from myna.lora.inject import adapter_layers
+
+MakeModel = Callable[..., LlamaForCausalLM]
+IDS = torch.arange(3, 35).view(2, 16)
+
+
+def adapted(model: LlamaForCausalLM, **options: Any) -> PeftModel:
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    peft_model = get_peft_model(model, LoraConfig(**{**settings, **options}))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():  # at B = 0 the gradients of A are zero and prove nothing
+        for layer in adapter_layers(peft_model).values():
+            for part in (*layer.lora_A.values(), *layer.lora_B.values()):
+                part.weight.normal_(0, 0.1, generator=generator)
+    return peft_model.train()
+
+
+def loss_and_gradients(model: PeftModel) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
+    loss.backward()
+    return loss.detach(), {
+        name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+    }
+
+
+def largest_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    assert found.keys() == wanted.keys() and wanted
+    return max(
+        ((found[n].double() - w.double()).norm() / w.double().norm()).item()
+        for n, w in wanted.items()
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["q_proj"]}])
+def test_a_model_has_the_same_loss_and_gradients(make_model: MakeModel, options: Any) -> None:
+    model = adapted(make_model(), **options)
+    reference = loss_and_gradients(copy.deepcopy(model).double())
+    assert fuse(model) == len(adapter_layers(model))
+    loss, gradients = loss_and_gradients(model)
+    assert loss.item() == pytest.approx(reference[0].item(), rel=1e-6)
+    assert largest_error(gradients, reference[1]) < 1e-5
+
+
+def test_bfloat16_is_as_near_as_pefts_own(make_model: MakeModel) -> None:
+    model = adapted(make_model(torch.bfloat16))
+    wanted = loss_and_gradients(copy.deepcopy(model).double())[1]
+    theirs = loss_and_gradients(model)[1]
+    fuse(model)
+    ours = loss_and_gradients(model)[1]
+    assert all(gradient.dtype == torch.float32 for gradient in ours.values())
+    assert largest_error(ours, wanted) < 1.5 * largest_error(theirs, wanted)
+
+
+def test_dropout_follows_torchs_seed_and_survives_recomputation(make_model: MakeModel) -> None:
+    model = adapted(make_model(), lora_dropout=0.3)
+    fuse(model)
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(loss_and_gradients(model))
+    assert largest_error(results[1][1], results[0][1]) == 0
+    assert largest_error(results[2][1], results[0][1]) > 0.05
+    base = model.get_base_model()
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.manual_seed(1)
+    assert largest_error(loss_and_gradients(model)[1], results[0][1]) == 0
+
+
+def test_layers_and_calls_draw_different_masks(make_model: MakeModel) -> None:
+    model = adapted(make_model(), lora_dropout=0.5)
+    fuse(model)
+    layer = next(m for m in model.modules() if isinstance(m, FusedLoraLinear))
+    x = torch.randn(6, layer.in_features)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+
+
+def test_files_are_pefts(make_model: MakeModel, tmp_path: Path) -> None:
+    model = adapted(make_model())
+    fuse(model)
+    model.save_pretrained(tmp_path)
+    plain = PeftModel.from_pretrained(make_model(), str(tmp_path))
+    assert not any(isinstance(m, FusedLoraLinear) for m in plain.modules())
+    model.eval()
+    with torch.no_grad():
+        wanted = model(input_ids=IDS).logits
+        torch.testing.assert_close(plain(input_ids=IDS).logits, wanted)
+        # The other way: a plain file under fused layers.
+        assert fuse(plain) > 0
+        torch.testing.assert_close(plain(input_ids=IDS).logits, wanted)
+
+
+def test_disabling_and_merging_stay_pefts(make_model: MakeModel) -> None:
+    model = adapted(make_model())
+    fuse(model)
+    model.eval()
+    with torch.no_grad():
+        adapted_logits = model(input_ids=IDS).logits
+        base = make_model()(input_ids=IDS).logits
+        with model.disable_adapter():
+            torch.testing.assert_close(model(input_ids=IDS).logits, base)
+        model.merge_adapter()
+        torch.testing.assert_close(model(input_ids=IDS).logits, adapted_logits)
+        model.unmerge_adapter()
+        torch.testing.assert_close(model(input_ids=IDS).logits, adapted_logits)
+        merged = model.merge_and_unload()
+        torch.testing.assert_close(merged(input_ids=IDS).logits, adapted_logits)
+
+
+def test_dora_stays_pefts(make_model: MakeModel) -> None:
+    model = adapted(make_model(), use_dora=True)
+    wanted = loss_and_gradients(model)
+    fuse(model)
+    found = loss_and_gradients(model)
+    assert torch.equal(found[0], wanted[0])
+    assert largest_error(found[1], wanted[1]) == 0
+
+
+def test_under_autocast_it_is_pefts(make_model: MakeModel) -> None:
+    model = adapted(make_model())
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = loss_and_gradients(model)[1]
+        fuse(model)
+        assert largest_error(loss_and_gradients(model)[1], wanted) == 0
+
+
+def test_fusing_twice_changes_nothing(make_model: MakeModel) -> None:
+    model = adapted(make_model())
+    assert fuse(model) == fuse(model) == 14

@@ -1,0 +1,103 @@
+"""How steps are computed: found out by comparing with the model's own loss, on several families."""
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+
+from myna.data.conversation import Place
+from myna.data.encode import Example
+from myna.lora.fused import fuse
+from myna.training.computation import Packed, Padded, choose_computation
+
+CPU = torch.device("cpu")
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+
+
+def rows() -> list[Example]:
+    place = Place(Path("rows"), 1, 1)
+    shared = tuple(range(10, 22))
+    return [
+        Example("", "", (1, *shared), (30, 31, 2), place, 1),
+        Example("", "", (1, *shared, 33), (34, 2), place, 1),
+        Example("", "", (1, *shared), (30, 31, 2), place, 1),
+        Example("", "", (1, 40), (2,), place, 1),
+    ]
+
+
+def tiny(name: str, **more: object) -> peft.PeftModel:
+    torch.manual_seed(5)
+    config = getattr(transformers, f"{name}Config")(**(SHAPE | more))
+    model = getattr(transformers, f"{name}ForCausalLM")._from_config(
+        config, attn_implementation="eager"
+    )
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    return get_peft_model(model, lora)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "fused_head"),
+    [
+        ("Llama", {}, True),
+        ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}, True),
+        ("Mistral", {"sliding_window": 6}, True),
+        ("Gemma2", {"head_dim": 8, "sliding_window": 6, "final_logit_softcapping": 5.0}, True),
+        ("Granite", {"logits_scaling": 7.0}, False),
+        ("Cohere", {"logit_scale": 0.1}, False),
+    ],
+)
+def test_loss_and_gradients_are_those_of_padded_rows(
+    name: str, more: dict[str, object], fused_head: bool
+) -> None:
+    model = tiny(name, **more)
+    padded = Padded(2, 0, CPU)
+    found: list[tuple[float, dict[str, torch.Tensor]]] = []
+    computation, how = choose_computation(
+        model, micro_batch_size=None, padded_rows=2, pad_id=0, device=CPU
+    )
+    assert isinstance(computation, Packed) and computation.fused_head is fused_head, how
+    for way in (padded, computation):
+        model.zero_grad()
+        with way.prepared(model):
+            loss = torch.stack(
+                [way.summed_loss(model, piece) for piece in way.pieces(rows(), [0, 1, 2, 3])]
+            ).sum()
+            loss.backward()
+        found.append(
+            (
+                loss.item(),
+                {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None},
+            )
+        )
+        fuse(model)  # the second way is computed by the fused layers
+    (expected, gradients), (got, packed) = found
+    assert got == pytest.approx(expected, rel=1e-5)
+    assert packed.keys() == gradients.keys()
+    for parameter, gradient in gradients.items():
+        error = (packed[parameter] - gradient).norm() / gradient.norm()
+        assert error < 1e-4, parameter
+
+
+def test_a_model_that_cannot_be_packed_trains_on_padded_batches_and_says_why() -> None:
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1)
+    model = get_peft_model(
+        transformers.MambaForCausalLM(config), LoraConfig(r=2, target_modules=["in_proj"])
+    )
+    computation, how = choose_computation(
+        model, micro_batch_size=None, padded_rows=3, pad_id=0, device=CPU
+    )
+    assert computation == Padded(3, 0, CPU)
+    assert how.startswith("padded batches, because this model cannot be packed: state-space layers")
