@@ -42,7 +42,7 @@ class Computation(Protocol):
     def prepared(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Make `model` ready for forwards and backwards of pieces; afterwards it is as before."""
 
-    def pieces(self, examples: Sequence[Example], rows: Sequence[int]) -> Sequence[Any]:
+    def pieces(self, examples: Sequence[Example], rows: Sequence[int]) -> Sequence[Piece]:
         """The rows `rows` of `examples`, each in exactly one piece."""
 
     def summed_loss(self, model: nn.Module, piece: Any) -> Tensor:
@@ -95,11 +95,9 @@ class Packed:
     fused_head: bool = False
     """Loss by `frozen_head_cross_entropy`, without logits."""
 
-    @contextlib.contextmanager
-    def prepared(self, model: nn.Module) -> Iterator[None]:
+    def prepared(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Switch attention to token trees: activations may be recomputed in the backward pass."""
-        with packed_attention(model):
-            yield
+        return packed_attention(model)
 
     def pieces(self, examples: Sequence[Example], rows: Sequence[int]) -> list[Pack]:
         """Few packs, largest first."""
