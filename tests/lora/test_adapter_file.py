@@ -14,7 +14,6 @@ from myna.lora.adapter_file import (
     load_adapter,
     load_adapter_state,
     read_adapter,
-    read_metadata,
     save_adapter,
 )
 from myna.lora.inject import adapter_state, inject
@@ -202,7 +201,7 @@ def test_metadata_comes_back(make_model, tmp_path):
         update={"template_origin": "built-in bluelm", "template_options": {"thinking": False}}
     )
     save(put(make_model()), tmp_path, metadata)
-    assert read_metadata(tmp_path) == metadata
+    assert read_adapter(tmp_path).metadata == metadata
     assert "你是甄嬛" in (tmp_path / "myna.json").read_text("utf-8")
     info = read_adapter(tmp_path)
     assert (info.rank, info.alpha, info.use_dora, info.base_model) == (4, 8, False, "some/base")
@@ -218,7 +217,7 @@ def test_an_adapter_made_by_peft_loads(make_model, tmp_path, init, use_dora):
     theirs = get_peft_model(make_model(), config)
     train(theirs)
     theirs.save_pretrained(str(tmp_path))
-    assert read_metadata(tmp_path) is None
+    assert read_adapter(tmp_path).metadata is None
     loaded = load_adapter(make_model(), tmp_path)
     torch.testing.assert_close(logits(loaded), logits(theirs), atol=1e-4, rtol=1e-4)
 

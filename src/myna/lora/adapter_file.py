@@ -172,11 +172,6 @@ def read_adapter(folder: Path) -> AdapterInfo:
     )
 
 
-def read_metadata(folder: Path) -> AdapterMetadata | None:
-    """What myna noted beside the adapter; None if it was made elsewhere."""
-    return read_adapter(folder).metadata
-
-
 def load_adapter(
     model: PreTrainedModel, folder: Path, *, base_fingerprint: str | None = None
 ) -> PeftModel:
