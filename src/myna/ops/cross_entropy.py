@@ -18,9 +18,9 @@ _LOG2_E = math.log2(math.e)
 """Exponentials are made by exp2: torch's exp on a CPU takes 4 times as long."""
 
 _MAX_ROWS = {"cpu": 512, "cuda": 4096}
-_TILE_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Logits of a tile. On a CPU 8 MB in float32, so that the passes over it stay in the third-level
-cache together with the tile of the head; on CUDA (unmeasured) 256 MB, few kernels."""
+_TILE_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26}
+"""Logits of a tile. On a CPU 2 MB in float32, so that a tile and its part of the head stay in the
+second-level caches (`benchmarks/ops.py`); on CUDA (unmeasured) 256 MB, few kernels."""
 
 
 def frozen_head_cross_entropy(
@@ -127,6 +127,7 @@ def _rows(
     columns = min(len(head_weight), max(256, elements // n // 256 * 256))
     products = hidden.new_empty(n * columns)
     tile = hidden.new_empty(n * columns, dtype=exact)
+    part = torch.empty_like(hidden)
     column = targets[:, None]  # (N, 1)
     m = hidden.new_full((n, 1), -torch.inf, dtype=exact)
     total = hidden.new_zeros((n, 1), dtype=exact)
@@ -142,7 +143,8 @@ def _rows(
         if softcap is None and bias is None:
             greatest = (a if scale >= 0 else -a).amax(1, keepdim=True).to(exact) * abs(scale)
             before, m = m, torch.maximum(m, greatest * _LOG2_E)
-            torch.add(-m, a, alpha=scale * _LOG2_E, out=z)  # z - m
+            # Converted apart: torch adds two dtypes five times slower than it converts one.
+            torch.add(-m, z.copy_(a), alpha=scale * _LOG2_E, out=z)  # z - m
         else:
             z.copy_(a)
             if bias is not None:
@@ -171,7 +173,7 @@ def _rows(
             G.addmm_(e, W)
         else:
             # The products are done with: their memory takes e in the head's dtype.
-            G += a.copy_(e) @ W
+            G += torch.mm(a.copy_(e), W, out=part)
 
     lse = m + total.log2()
     losses = ((lse - z_target) / _LOG2_E).squeeze(1)

@@ -48,14 +48,15 @@ class _LoraLinear(torch.autograd.Function):
     """Forward and backward, with M the mask over what it keeps and c = s / kept.
 
         forward   d = M * x                     (T, I)   not kept
-                  u = c d Aᵀ                    (T, R)   kept
-                  y = x Wᵀ + b + u Bᵀ           (T, O)
+                  u = c A dᵀ                    (R, T)   kept
+                  y = x Wᵀ + b + uᵀ Bᵀ          (T, O)
         backward  with g = dLoss/dy             (T, O)
-                  dB = gᵀ u                     (O, R)
-                  v = c g B                     (T, R)
-                  dA = vᵀ d                     (R, I)   d again from x and the seed
-                  dx = g W + M * (v A)          (T, I)   if x needs it
-    W and b are frozen: the (O, I) product gᵀ x of a full backward is not computed.
+                  dB = (u g)ᵀ                   (O, R)
+                  v = c Bᵀ gᵀ                   (R, T)
+                  dA = v d                      (R, I)   d again from x and the seed
+                  dx = g W + M * (vᵀ A)         (T, I)   if x needs it
+    W and b are frozen: the (O, I) product gᵀ x of a full backward is not computed. Rank-thin
+    products have the short side first: transposed they take up to twice as long on a CPU.
     """
 
     @staticmethod
@@ -73,10 +74,10 @@ class _LoraLinear(torch.autograd.Function):
         """See the class."""
         rows = x.reshape(-1, x.shape[-1])
         mask, kept = _mask(rows, dropout_p, seed)
-        u = (rows if mask is None else rows * mask) @ A.to(x.dtype).T
+        u = A.to(x.dtype) @ (rows if mask is None else rows * mask).T
         u *= scaling / kept
         y = torch.mm(rows, weight.T) if bias is None else torch.addmm(bias, rows, weight.T)
-        y.addmm_(u, B.to(x.dtype).T)
+        y.addmm_(u.T, B.to(x.dtype).T)
         ctx.save_for_backward(x, weight, A, B, u)
         ctx.given = scaling, dropout_p, seed
         return y.view(*x.shape[:-1], -1)
@@ -91,21 +92,20 @@ class _LoraLinear(torch.autograd.Function):
         g = grad.reshape(-1, grad.shape[-1])
         dx = dA = dB = None
         if needs_B:
-            # The short side first: the same product transposed is slower on a CPU.
-            dB = (u.T @ g).T.to(B.dtype)
+            dB = (u @ g).T.to(B.dtype)
         if needs_A or needs_x:
             rows = x.reshape(-1, x.shape[-1])
             mask, kept = _mask(rows, dropout_p, seed)
-            v = g @ B.to(x.dtype)
+            v = B.to(x.dtype).T @ g.T
             v *= scaling / kept
             if needs_A:
-                dA = (v.T @ (rows if mask is None else rows * mask)).to(A.dtype)
+                dA = (v @ (rows if mask is None else rows * mask)).to(A.dtype)
             if needs_x:
                 dx = g @ weight
                 if mask is None:
-                    dx.addmm_(v, A.to(x.dtype))
+                    dx.addmm_(v.T, A.to(x.dtype))
                 else:
-                    dx.addcmul_(v @ A.to(x.dtype), mask)
+                    dx.addcmul_(v.T @ A.to(x.dtype), mask)
                 dx = dx.view(x.shape)
         return dx, None, None, dA, dB, None, None, None
 
