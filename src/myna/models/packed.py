@@ -27,7 +27,13 @@ position ids."""
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
-_WITHOUT_EFFECT = {"position_ids", "cache_position", "position_embeddings", "use_cache"}
+_WITHOUT_EFFECT = {
+    "position_ids",
+    "cache_position",
+    "position_embeddings",
+    "use_cache",
+    "predicting",  # for the last layer, see last_layer.py
+}
 """Keywords that models hand on to attention functions which do not read them."""
 
 _LONGEST_CHECKED = 512
@@ -82,7 +88,7 @@ def check_packing(model: PreTrainedModel | nn.Module) -> str | None:
     on its device. `model` (a causal language model, may be wrapped by peft) and the random number
     generators are left as they were.
     """
-    inner = _inner(model)
+    inner = inner_model(model)
     config = inner.config.get_text_config()
     if reason := _known_obstacle(inner, config):
         return reason
@@ -108,7 +114,7 @@ def longrope_boundary(model: PreTrainedModel | nn.Module) -> int | None:
 
     Rows of at most this many tokens and longer ones never share a pack (Phi-3's longrope).
     """
-    for parameters in _rope_parameters(_inner(model).config.get_text_config()):
+    for parameters in _rope_parameters(inner_model(model).config.get_text_config()):
         if parameters.get("rope_type") == "longrope":
             return int(parameters["original_max_position_embeddings"])
     return None
@@ -157,7 +163,7 @@ def _attend(
     return out.transpose(0, 1)[None], None
 
 
-def _inner(model: nn.Module) -> PreTrainedModel:
+def inner_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside peft's wrappers."""
     inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     assert inner is not None, "not a transformers model"
@@ -242,8 +248,8 @@ def _difference(model: nn.Module, window: int, *, tolerance: float) -> str | Non
     lengths = list(_LENGTHS)
     lengths[_LONGEST] = max(lengths[_LONGEST], window + 8 - lengths[0])
     offsets = torch.tensor([0, *lengths]).cumsum(0)
-    device = _inner(model).device
-    table = _inner(model).get_input_embeddings().weight
+    device = inner_model(model).device
+    table = inner_model(model).get_input_embeddings().weight
     assert isinstance(table, Tensor)
     input_ids = torch.randint(len(table), (1, int(offsets[-1]))).to(device)
     layout = tree_layout(offsets, torch.tensor(_PARENTS), device=device)
