@@ -27,12 +27,8 @@ from myna.lora.fused import fuse
 from myna.training.checkpoint import latest_checkpoint
 from myna.training.computation import Packed, Padded
 from myna.training.events import EventLog, read_events
-from myna.training.fit import (
-    FitResult,
-    FitSettings,
-    fit,
-    recompute_activations,
-)
+from myna.training.fit import FitResult, FitSettings, fit
+from myna.training.memory import Checkpointing
 
 CPU = torch.device("cpu")
 PAD = 3
@@ -109,6 +105,7 @@ def run(
     packed: bool = False,
     stop: Callable[[], bool] = lambda: False,
     resume: bool = False,
+    checkpointing: Checkpointing = "auto",
 ) -> FitResult:
     if folder is not None:
         folder.mkdir(exist_ok=True)
@@ -122,6 +119,7 @@ def run(
             computation=Packed(CPU, micro, fused_head=True)
             if packed
             else Padded(micro or 4, PAD, CPU),
+            checkpointing=checkpointing,
             device=CPU,
             events=events,
             checkpoints=folder,
@@ -165,8 +163,6 @@ def test_twenty_steps_have_the_losses_of_transformers_trainer_with_peft(
     theirs = tiny_model()
     ours = copy.deepcopy(theirs)
     assert fuse(ours) == 14  # 7 linear layers in each of 2 decoder layers
-    if checkpointing:
-        recompute_activations(ours)
     order = [
         row
         for _, _, chosen in rows_of_steps(24, batch, seed=42, first_step=1, last_step=steps)
@@ -215,6 +211,7 @@ def test_twenty_steps_have_the_losses_of_transformers_trainer_with_peft(
         settings(epochs=100, max_steps=steps),
         micro=batch // accumulation,
         packed=packed,
+        checkpointing="all" if checkpointing else "none",
     )
     assert len(result.losses) == steps
     assert result.losses[-1] < 0.9 * result.losses[0]  # it learned: equal zeros would prove nothing
@@ -340,14 +337,22 @@ def test_a_non_finite_loss_stops_before_the_weights_move() -> None:
     assert all(torch.equal(value, weights(model)[name]) for name, value in before.items())
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_activation_checkpointing_computes_each_layer_twice(recompute: bool) -> None:
+@pytest.mark.parametrize(
+    ("checkpointing", "calls"),
+    [("auto", [1, 1]), ("none", [1, 1]), (1, [2, 1]), (2, [2, 2]), ("all", [2, 2])],
+)
+def test_activation_checkpointing_computes_the_lowest_layers_twice(
+    checkpointing: Checkpointing, calls: list[int]
+) -> None:
     model = tiny_model()
-    if recompute:
-        recompute_activations(model)
-    calls = []
-    model.get_submodule("base_model.model.model.layers.1.mlp").register_forward_pre_hook(
-        lambda *_: calls.append(None)
-    )
-    run(model, random_rows(4), settings(epochs=1))
-    assert len(calls) == (2 if recompute else 1)
+    counts = [0, 0]
+
+    def count(layer: int) -> None:
+        counts[layer] += 1
+
+    for layer in (0, 1):
+        model.get_submodule(f"base_model.model.model.layers.{layer}.mlp").register_forward_pre_hook(
+            lambda *_, layer=layer: count(layer)
+        )
+    run(model, random_rows(4), settings(epochs=1), checkpointing=checkpointing)
+    assert counts == calls
