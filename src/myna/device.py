@@ -291,8 +291,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     # torch's allocator for the CPU, C++'s, cuBLAS and mps have no class of their own.
-    said = ("not enough memory", "can't allocate memory", "bad_alloc", "out of memory")
-    said += ("CUBLAS_STATUS_ALLOC_FAILED",)
+    said = (
+        "can't allocate memory",
+        "not enough memory",
+        "bad_alloc",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "out of memory",
+    )
     return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
 
 
