@@ -18,6 +18,7 @@ from myna.data.conversation import Place
 from myna.data.encode import Example
 from myna.data.loader import rows_of_steps
 from myna.device import failing_allocations, memory_in_use, peak_memory_within
+from myna.distributed.group import join_group
 from myna.errors import OutOfMemoryError
 from myna.lora.fused import fuse
 from myna.training.computation import Packed
@@ -26,7 +27,6 @@ from myna.training.fit import FitSettings, fit
 from myna.training.memory import plan_memory
 
 CPU = torch.device("cpu")
-ROWS, LENGTH, BATCH = 28, 50, 14
 
 
 def model() -> Any:
@@ -44,18 +44,18 @@ def model() -> Any:
     return made
 
 
-def rows() -> list[Example]:
+def rows(number: int, length: int) -> list[Example]:
     draw = torch.Generator().manual_seed(1)
     return [
         Example(
             "",
             "",
-            tuple(torch.randint(512, (LENGTH // 2,), generator=draw).tolist()),
-            tuple(torch.randint(512, (LENGTH // 2,), generator=draw).tolist()),
+            tuple(torch.randint(512, (length // 2,), generator=draw).tolist()),
+            tuple(torch.randint(512, (length // 2,), generator=draw).tolist()),
             Place(Path("rows"), row + 1, row + 1),
             0,
         )
-        for row in range(ROWS)
+        for row in range(number)
     ]
 
 
@@ -64,14 +64,21 @@ def process_bytes(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def main(headroom_mb: int | None = None, plans: bool = False) -> dict[str, Any]:
-    """Two steps. With `headroom_mb` the process can take so much more than it has."""
-    trained, examples = model(), rows()
+def main(
+    headroom_mb: int | None = None,
+    plans: bool = False,
+    trains: bool = True,
+    batch: int = 14,
+    length: int = 50,
+) -> dict[str, Any]:
+    """Three steps. With `headroom_mb` the process can take so much more than it has."""
+    group = join_group()
+    trained, examples = model(), rows(3 * batch, length)
     computation = Packed(CPU, fused_head=True)
-    settings = FitSettings(1, None, BATCH, 1e-3, "constant", 0, 0.0, 0.0, 1.0, 3, 100, 2)
+    settings = FitSettings(1, None, batch, 1e-3, "constant", 0, 0.0, 0.0, 1.0, 3, 100, 2)
     # One forward and backward of little: what is loaded and allocated once is not in the headroom.
     with computation.prepared(trained):
-        (piece,) = computation.pieces(examples, [0])
+        (piece,) = computation.pieces(rows(1, 50), [0])
         computation.summed_loss(trained, piece).backward()
         trained.zero_grad()
     if headroom_mb is not None:
@@ -83,7 +90,7 @@ def main(headroom_mb: int | None = None, plans: bool = False) -> dict[str, Any]:
         try:
             plan = []
             if plans:
-                steps = rows_of_steps(ROWS, BATCH, seed=3, first_step=1, last_step=2)
+                steps = rows_of_steps(3 * batch, batch, seed=3, first_step=1, last_step=3)
                 plan = [
                     plan_memory(
                         trained,
@@ -92,23 +99,27 @@ def main(headroom_mb: int | None = None, plans: bool = False) -> dict[str, Any]:
                         (step for _, _, step in steps),
                         checkpointing="auto",
                         device=CPU,
+                        group=group,
                     )
                 ]
                 found |= {"plan": plan[0].to_json(), "said": str(plan[0])}
-            with peak_memory_within() as used:
-                result = fit(
-                    trained,
-                    examples,
-                    [],
-                    settings,
-                    computation=computation,
-                    plans=plan,
-                    device=CPU,
-                    events=log,
-                )
-            found |= {"losses": result.losses, "peak": used.bytes}
+            if trains:
+                with peak_memory_within() as used:
+                    result = fit(
+                        trained,
+                        examples,
+                        [],
+                        settings,
+                        computation=computation,
+                        plans=plan,
+                        device=CPU,
+                        events=log,
+                        group=group,
+                    )
+                found |= {"losses": result.losses, "peak": used.bytes}
         except OutOfMemoryError as error:
             found["error"] = str(error)
+    group.close()
     return found | {"events": events}
 
 

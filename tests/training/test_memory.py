@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,16 +26,29 @@ JOB = Path(__file__).parent / "memory_job.py"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA and /proc are Linux's")
 
 
-def job(**arguments: Any) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, JOB, json.dumps(arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+def job(*processes: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+    """What `memory_job.py` found, or the last of several processes that train together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for rank, own in enumerate(processes or ({},)):
+        together = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(processes)}
+        together |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in together.items()} if processes else {}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, JOB, json.dumps(arguments | own)],
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    ended = [process.communicate(timeout=900) for process in started]
+    for process, (_, errors) in zip(started, ended, strict=True):
+        assert process.returncode == 0, errors
+    found: dict[str, Any] = json.loads(ended[-1][0].splitlines()[-1])
     return found
 
 
@@ -67,7 +81,7 @@ def test_where_memory_is_short_the_plan_is_smaller_and_its_peak_too(
     assert 0 < plan["layers_recomputed"] < 6 and plan["pieces"] == 1
     assert "of 6 layers recomputed (otherwise " in short["said"]
     assert short["losses"] == pytest.approx(unlimited["losses"], rel=1e-5)
-    assert [event["event"] for event in short["events"]] == ["step", "step"]
+    assert [event["event"] for event in short["events"]] == ["step"] * 3
     assert short["peak"] == pytest.approx(plan["expected_peak_bytes"], rel=0.15)
     assert short["peak"] - short["in_use"] < 0.75 * whole
 
@@ -81,7 +95,7 @@ def test_an_allocation_that_fails_in_mid_run_makes_a_smaller_plan_and_the_same_l
     short = job(headroom_mb=int(0.7 * whole / 1e6))
     assert short["losses"] == pytest.approx(unlimited["losses"], rel=1e-5)
     kinds = [event["event"] for event in short["events"]]
-    assert kinds[:2] == ["plan", "warning"] and kinds[-2:] == ["step", "step"]
+    assert kinds[:2] == ["plan", "warning"] and kinds[-3:] == ["step"] * 3
     first, said = short["events"][:2]
     assert first["step"] == 1 and first["memory"]["layers_recomputed"] == 2
     assert said["message"] == (
@@ -91,15 +105,38 @@ def test_an_allocation_that_fails_in_mid_run_makes_a_smaller_plan_and_the_same_l
 
 
 @linux
+def test_one_process_that_lacks_memory_makes_all_repeat_the_step(unlimited: dict[str, Any]) -> None:
+    whole = unlimited["plan"]["expected_peak_bytes"] - unlimited["in_use"]
+    short = job({}, {"headroom_mb": int(0.35 * whole / 1e6)})
+    assert short["losses"] == pytest.approx(unlimited["losses"], rel=1e-5)
+    kinds = [event["event"] for event in short["events"]]
+    assert kinds[:2] == ["plan", "warning"] and kinds[-3:] == ["step"] * 3
+
+
+@linux
+def test_long_steps_are_cut_before_layers_recompute(unlimited: dict[str, Any]) -> None:
+    """8 rows of 300 tokens are 2,392 computed ones; half of that is above 1,024."""
+    plan = unlimited["plan"]
+    per_token = (plan["expected_peak_bytes"] - unlimited["in_use"]) / plan["largest_piece"]
+    found = job(
+        plans=True, trains=False, batch=8, length=300, headroom_mb=int(1600 * per_token / 1e6)
+    )
+    assert (found["plan"]["limit"], found["plan"]["layers_recomputed"]) == (1196, 0)
+    assert found["said"].startswith(
+        "steps in up to 2 packs of at most 1,196 tokens, no layer recomputed (otherwise "
+    )
+
+
+@linux
 def test_where_not_one_row_fits_the_run_does_not_begin_and_says_what_would_help() -> None:
-    found = job(plans=True, headroom_mb=12)
+    found = job(plans=True, headroom_mb=20, batch=2, length=1600)
     assert "losses" not in found
     first, second = found["error"].split("\n")
-    assert first.startswith("memory: a row with 49 tokens, all 6 layers recomputed, needs ")
+    assert first.startswith("memory: a row with 1,599 tokens, all 6 layers recomputed, needs ")
     assert " more than the " in first and first.endswith(" of model and optimizer.")
     assert second == (
-        "  Use a train.max_length below 50 (with over_length: truncate_prompt), a smaller model, "
-        "dtype: bfloat16, or a machine with more memory."
+        "  Use a train.max_length below 1,600 (with over_length: truncate_prompt), a smaller "
+        "model, dtype: bfloat16, or a machine with more memory."
     )
 
 

@@ -286,11 +286,11 @@ class PiecesAhead:
 
     def begin(self, computation: Computation, rows: list[int]) -> None:
         """Order the pieces that `take` will be asked for next."""
-        self._begun = (
-            computation,
-            rows,
-            self._worker.submit(computation.pieces, self._examples, rows),
-        )
+        try:
+            future = self._worker.submit(computation.pieces, self._examples, rows)
+        except RuntimeError:  # no memory for a thread: `take` makes them
+            return
+        self._begun = (computation, rows, future)
 
     def take(self, computation: Computation, rows: list[int]) -> Sequence[Piece]:
         """`computation.pieces`: those that were ordered, or made here where others were."""

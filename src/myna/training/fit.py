@@ -185,7 +185,8 @@ def fit(
                         torch.manual_seed(_dropout_seed(settings.seed, step, group.rank, number))
                         loss = memory.computation.summed_loss(model, piece) / num_trained
                         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                        sums[0] += loss.detach()
+                        loss = loss.detach()  # or the graph lives until the next one is whole
+                        sums[0] += loss
                         sums[1] += piece.computed_tokens
                 # All go on or none: a process that waits for the others' gradients waits for ever.
                 if not group.any(computing.met, device):

@@ -295,7 +295,7 @@ def plan_memory(
                     f"{_advice(ladder, _length(examples[longest]))}"
                 )
             reason = reason or (
-                "without recomputation, in pieces as large as possible, memory runs out"
+                "otherwise memory runs out"
                 if peak == _DOES_NOT_FIT
                 else f"otherwise {_size(peak)} would be needed"
             )
@@ -368,9 +368,20 @@ class _Trials:
         self._stack.callback(self._model.train, self._model.training)
         self._stack.callback(self._model.zero_grad)
         self._model.train()
-        self._optimizer = adamw(self._model, weight_decay=0.0)
-        self._zero_gradients()
-        self._optimizer.step()
+        shortage = Shortage()
+        with shortage:
+            self._optimizer = adamw(self._model, weight_decay=0.0)
+            self._zero_gradients()
+            self._optimizer.step()
+        if self._group.any(shortage.met, self._device):
+            self._stack.close()
+            number = sum(parameter.numel() for parameter in trainable(self._model).values())
+            raise OutOfMemoryError(
+                f"memory: gradients and optimizer of {number:,} trained parameters, "
+                f"{_size(12 * number)}, do not fit beside the model.\n"
+                "  Use a smaller lora.rank, fewer lora.target_modules, a smaller model, or a "
+                "machine with more memory."
+            )
         (self.base,) = self._group.largest([memory_in_use(kind)], self._device)
         return self
 
@@ -439,9 +450,9 @@ class _Estimate:
     def choose(self, limit: int, layers: int) -> tuple[int, int, str]:
         """The first plan on the ladder that should fit, or its last, and why not its first."""
         fastest = self._bytes(limit, layers)
-        reason = f"otherwise {_size(int(fastest))} would be needed"
-        if fastest >= _DOES_NOT_FIT:
-            reason = "otherwise memory runs out"
+        reason = "otherwise memory runs out"
+        if fastest < math.inf:
+            reason = f"otherwise {_size(int(fastest))} would be needed"
         plan = limit, layers
         for plan in self._plans(limit, layers):
             if self._bytes(*plan) <= self._trials.budget:
@@ -478,15 +489,18 @@ class _Estimate:
         if layers in (0, self._ladder.num_layers) or self._ladder.layers_are_set:
             tokens, *_ = self._trials.largest(self._limit, self._rows)
             peak = self._trials.peak(self._limit, layers, self._rows)
-            self._per_token[layers] = max(0, peak - self._trials.base) / max(tokens, 1)
+            taken = math.inf if peak == _DOES_NOT_FIT else max(0, peak - self._trials.base)
+            self._per_token[layers] = taken / max(tokens, 1)
             return self._per_token[layers]
         none, every = (self._bytes_per_token(n) for n in (0, self._ladder.num_layers))
+        if none == math.inf:
+            return math.inf
         return none + (every - none) * layers / self._ladder.num_layers
 
     def need(self, tokens: int, layers: int) -> str:
         """What so many tokens would take, in words, where it has been measured."""
-        found = self._per_token.get(layers, _DOES_NOT_FIT) * tokens
-        return f"about {_size(int(found))}, " if found < _DOES_NOT_FIT else ""
+        found = self._per_token.get(layers, math.inf) * tokens
+        return f"about {_size(int(found))}, " if found < math.inf else ""
 
 
 def _length(example: Example) -> int:
