@@ -510,7 +510,7 @@ def test_when_nothing_smaller_is_left_the_last_whole_step_is_saved(tmp_path: Pat
     first, second = str(caught.value).split("\n")
     longest = max(len(row.prompt_ids) + len(row.completion_ids) for row in rows)
     assert first == (
-        "step 3: memory ran out in step, and nothing smaller is left to try: steps in packs of at "
+        "memory ran out in step 3, and nothing smaller is left to try than steps in packs of at "
         f"most {longest - 1} tokens, all 2 layers recomputed (memory ran out in step 3)."
     )
     assert second.startswith(f"  Use a train.max_length below {longest} (with over_length: ")

@@ -203,8 +203,8 @@ class Memory:
         lower = self._ladder.below(limit, layers, size, part)
         if lower == (limit, layers):
             raise OutOfMemoryError(
-                f"step {step}: memory ran out in {_what(part)}, and nothing smaller is left to "
-                f"try: {self._in_force}.\n{_advice(self._ladder, self._longest)}"
+                f"memory ran out in {_what(part)} {step}, and nothing smaller is left to try "
+                f"than {self._in_force}.\n{_advice(self._ladder, self._longest)}"
             )
         plan = MemoryPlan(
             self.computation.unit,
