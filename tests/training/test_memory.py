@@ -52,6 +52,10 @@ def job(*processes: dict[str, Any], **arguments: Any) -> dict[str, Any]:
     return found
 
 
+def completed_steps(found: dict[str, Any]) -> list[int]:
+    return [event["step"] for event in found["events"] if event["event"] == "step"]
+
+
 @pytest.fixture(scope="module")
 def unlimited() -> dict[str, Any]:
     return job(plans=True)
@@ -94,9 +98,9 @@ def test_an_allocation_that_fails_in_mid_run_makes_a_smaller_plan_and_the_same_l
     whole = unlimited["plan"]["expected_peak_bytes"] - unlimited["in_use"]
     short = job(headroom_mb=int(0.7 * whole / 1e6))
     assert short["losses"] == pytest.approx(unlimited["losses"], rel=1e-5)
-    kinds = [event["event"] for event in short["events"]]
-    assert kinds[:2] == ["plan", "warning"] and kinds[-3:] == ["step"] * 3
+    assert completed_steps(short) == [1, 2, 3]
     first, said = short["events"][:2]
+    assert (first["event"], said["event"]) == ("plan", "warning")
     assert first["step"] == 1 and first["memory"]["layers_recomputed"] == 2
     assert said["message"] == (
         "memory ran out in step 1; it is repeated with the same rows: "
@@ -109,8 +113,8 @@ def test_one_process_that_lacks_memory_makes_all_repeat_the_step(unlimited: dict
     whole = unlimited["plan"]["expected_peak_bytes"] - unlimited["in_use"]
     short = job({}, {"headroom_mb": int(0.35 * whole / 1e6)})
     assert short["losses"] == pytest.approx(unlimited["losses"], rel=1e-5)
-    kinds = [event["event"] for event in short["events"]]
-    assert kinds[:2] == ["plan", "warning"] and kinds[-3:] == ["step"] * 3
+    assert completed_steps(short) == [1, 2, 3]
+    assert "plan" in [event["event"] for event in short["events"]]
 
 
 @linux
