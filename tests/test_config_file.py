@@ -198,6 +198,11 @@ def test_unknown_keys_name_file_line_and_nearest_key(tmp_path: Path) -> None:
         ("gradient_accumulation_steps=2", "batch_size is the number of rows per optimizer step."),
         ("per_device_train_batch_size=x", "is 'x'; expected a whole number from 1."),
         ("gradient_checkpointing=3", "gradient_checkpointing is 3; expected true or false."),
+        (
+            "train.checkpointing=true",
+            "train.checkpointing is True; expected to be auto, none, all or a number of layers "
+            "from 1.",
+        ),
         ("train.seed", "expected key=value, for example train.learning_rate=1e-4."),
     ],
 )

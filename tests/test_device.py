@@ -1,4 +1,5 @@
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -137,3 +138,61 @@ def test_the_processor_has_a_name_and_cores():
     assert found.name
     assert found.allowed_cores > 0
     assert found.physical_cores is None or found.physical_cores > 0
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="counted by Linux alone")
+
+
+@linux
+def test_the_peak_of_a_block_is_its_own_and_the_process_keeps_its():
+    block = torch.ones(1 << 26)  # 256 MiB
+    del block
+    highest = device.peak_memory_bytes()
+    before = device.memory_in_use()
+    with device.peak_memory_within() as used:
+        inner = torch.ones(1 << 24)  # 64 MiB
+        del inner
+    assert 60 << 20 < used.bytes - before < 80 << 20
+    assert device.peak_memory_bytes() >= highest > used.bytes
+
+
+def test_where_the_system_keeps_no_mark_a_thread_looks(monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(device.Path, "write_text", refuse)
+    before = device.memory_in_use()
+    with device.peak_memory_within() as used:
+        inner = torch.ones(1 << 25)
+        time.sleep(0.05)
+        del inner
+    assert used.bytes - before > 100 << 20
+
+
+@linux
+def test_more_than_there_is_fails_rather_than_the_process():
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    there = device.memory_available()
+    with device.failing_allocations():
+        assert 0.85 * there < device.memory_available() < 0.97 * there
+        with pytest.raises(RuntimeError) as caught:
+            torch.empty(int(0.99 * there) // 4)
+        assert device.is_out_of_memory(caught.value)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    torch.empty(int(0.9 * there) // 4)  # promised, and never touched
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), True),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error, answer):
+    assert device.is_out_of_memory(error) is answer

@@ -8,7 +8,17 @@ theirs. Nothing changes a value afterwards: modules take plain arguments, not th
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 FREE = {"free": True}
 """Marks a field that may differ between a run and its resumption: it changes no trained number."""
@@ -16,6 +26,15 @@ FREE = {"free": True}
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _checkpointing(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:  # two errors, one for each half of the union
+        raise PydanticCustomError(
+            "checkpointing", "expected to be auto, none, all or a number of layers from 1"
+        ) from None
 
 
 class Part(BaseModel):
@@ -62,7 +81,8 @@ class TrainConfig(Part):
     batch_size: int = Field(16, ge=1)
     """Rows per optimizer step, on all devices together."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Rows computed at once. Changes memory and speed, never the result. Not set: at most 8."""
+    """Rows computed at once. Changes memory and speed, never the result. Not set: as many as the
+    memory allows."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -81,8 +101,12 @@ class TrainConfig(Part):
     """What happens to a longer row."""
     control_tokens: Literal["error", "allow"] = "error"
     """What happens to a user text that spells a control token of the tokenizer."""
-    checkpointing: Literal["none", "all"] = "none"
-    """Layers that recompute their activations in the backward pass: less memory, more time."""
+    checkpointing: Annotated[
+        Literal["auto", "none", "all"] | Annotated[int, Field(ge=1, strict=True)],
+        WrapValidator(_checkpointing),
+    ] = "auto"
+    """Layers that recompute their activations in the backward pass, which takes less memory and
+    more time: `none`, `all`, a number of layers, or `auto`: as few as the memory allows."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of row order, dropout, initial adapter and held-out split."""
     eval_steps: int | None = Field(None, ge=1)

@@ -1,17 +1,22 @@
 """The hardware: where to compute and in which number format, found by looking and measuring.
 
 Owns the choice of device and dtype with its reason, the rate of matrix products behind it, and
-what is known of processors and memory. Loads torch inside functions only. Placing tensors is left
-to the callers.
+what is known of processors and memory: how much there is, how much is used and how much was used
+at most, and the limit under which an allocation fails rather than the process. Loads torch inside
+functions only. Placing tensors is left to the callers.
 """
 
+import ctypes
 import functools
+import gc
 import os
 import platform
 import resource
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,7 +147,10 @@ def memory_available(device: str = "cpu") -> int:
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        place = torch.device(device)
+        # What torch holds and does not use is free for the next tensor.
+        cached = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+        return int(torch.cuda.mem_get_info(place)[0]) + cached
     free = memory_total()
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -150,7 +158,42 @@ def memory_available(device: str = "cpu") -> int:
                 free = int(line.split()[1]) * 1024
     limit = _cgroup_bytes("memory.max", "memory/memory.limit_in_bytes")
     used = _cgroup_bytes("memory.current", "memory/memory.usage_in_bytes")
-    return min(free, max(limit - used, 0)) if limit and used else free
+    if limit and used:
+        free = min(free, max(limit - used, 0))
+    for kind, measure in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        soft, _ = resource.getrlimit(kind)
+        if soft != resource.RLIM_INFINITY:
+            free = min(free, max(soft - _process_bytes(measure), 0))
+    return free
+
+
+def memory_in_use(device: str = "cpu") -> int:
+    """Bytes that this process uses: the allocator's on CUDA, else resident memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.memory_allocated(torch.device(device)))
+    return _process_bytes("VmRSS") or _highest_resident()
+
+
+def free_unused_memory(device: str = "cpu") -> None:
+    """Hand back to the system what is held and not used.
+
+    torch's allocator on CUDA and glibc's on Linux keep freed memory. Without this the next
+    measurement begins with the remains of the last.
+    """
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+_highest_before_reset = {"cpu": 0}
+"""Device -> peak before `peak_memory_within` last set the system's own count back."""
 
 
 def peak_memory_bytes(device: str = "cpu") -> int:
@@ -158,9 +201,118 @@ def peak_memory_bytes(device: str = "cpu") -> int:
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.max_memory_allocated(torch.device(device)))
+        peak = int(torch.cuda.max_memory_allocated(torch.device(device)))
+    else:
+        device, peak = "cpu", _highest_resident()
+    return max(peak, _highest_before_reset.get(device, 0))
+
+
+class PeakMemory:
+    """What `peak_memory_within` hands out."""
+
+    bytes: int = 0
+    """Most memory in use inside the block; known when it has ended."""
+
+
+@contextmanager
+def peak_memory_within(device: str = "cpu") -> Iterator[PeakMemory]:
+    """Measure the peak of the block, whatever was used before it. Not to be nested.
+
+    CUDA and Linux count it themselves, from a mark that can be set. Elsewhere a thread looks a
+    thousand times a second, and a shorter peak is missed.
+    """
+    found = PeakMemory()
+    if device.startswith("cuda"):
+        import torch
+
+        place = torch.device(device)
+        _highest_before_reset[device] = peak_memory_bytes(device)
+        torch.cuda.reset_peak_memory_stats(place)
+        yield found
+        found.bytes = int(torch.cuda.max_memory_allocated(place))
+        return
+    before = peak_memory_bytes()
+    try:
+        # proc(5): 5 sets VmHWM, "high water mark", back to what is resident now.
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        with _watched(found):
+            yield found
+        return
+    _highest_before_reset["cpu"] = before
+    yield found
+    found.bytes = _process_bytes("VmHWM")
+
+
+@contextmanager
+def _watched(found: PeakMemory) -> Iterator[None]:
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.001):
+            found.bytes = max(found.bytes, memory_in_use())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    found.bytes = memory_in_use()
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@contextmanager
+def failing_allocations(device: str = "cpu", *, share: float = 0.95) -> Iterator[None]:
+    """On a Linux CPU: inside the block malloc fails where the kernel would kill the process.
+
+    Linux promises more memory than there is and ends a process that takes it at its word. Under
+    RLIMIT_DATA an allocation beyond `share` of the available memory raises an exception instead,
+    which can be answered. The share is less than 1 for what other processes take meanwhile.
+    """
+    if device != "cpu" or sys.platform != "linux":
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _process_bytes("VmData") + int(share * memory_available())
+    if before[0] != resource.RLIM_INFINITY:
+        limit = min(limit, before[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on any device."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # torch's allocator for the CPU, C++'s, cuBLAS and mps have no class of their own.
+    said = (
+        "can't allocate memory",
+        "not enough memory",
+        "bad_alloc",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "out of memory",
+    )
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
+
+
+def _highest_resident() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _process_bytes(name: str) -> int:
+    """A number of /proc/self/status, 0 where there is none."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _choose_device(device: str) -> str:

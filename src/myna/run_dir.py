@@ -33,7 +33,7 @@ class RunDir:
 
     @property
     def plan(self) -> Path:
-        """Choices that were measured: dtype, device."""
+        """Choices that were measured: dtype, device, memory plans."""
         return self.path / "plan.json"
 
     @property

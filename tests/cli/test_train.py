@@ -80,6 +80,8 @@ def test_one_command_from_rows_to_an_adapter_and_what_a_person_reads(
         "⟦",  # one example, trained text marked
         "parameters trained",
         "12 steps of 4 rows (6 per epoch), 24 rows train, 0 held out (held_out: 0)",
+        "memory: steps in up to 2 packs of at most ",
+        ", no layer recomputed; peak ",
         "first step took",
         "step      4  epoch 0.67  loss",
         "only 12 steps",
@@ -104,7 +106,15 @@ def test_one_command_from_rows_to_an_adapter_and_what_a_person_reads(
     assert stored["trained_tokens"] * 2 == sum(event["trained_tokens"] for event in steps)
     config = (directory / "config.yaml").read_text()
     assert f"rank: 4  # {job.name} line 5" in config and "  seed: 42  # default" in config
-    assert "dtype" in json.loads((directory / "plan.json").read_text())
+    plan = json.loads((directory / "plan.json").read_text())
+    assert plan.keys() == {"device", "dtype", "reason", "computation", "memory", "replans"}
+    assert plan["dtype"] == "float32" and plan["computation"].startswith("packs of shared prefixes")
+    assert (plan["memory"]["limit"], plan["memory"]["layers_recomputed"]) == (8192, 0)
+    assert plan["memory"]["expected_peak_bytes"] < plan["memory"]["budget_bytes"]
+    assert plan["replans"] == []
+    events = list(read_events(directory / "events.jsonl"))
+    (told,) = [event for event in events if event["event"] == "plan"]
+    assert told["memory"] == plan["memory"] and told["computation"] == plan["computation"]
     assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [
         "step-00000009",
         "step-00000012",
@@ -148,14 +158,14 @@ def test_a_run_killed_in_mid_step_resumes_by_the_same_command_to_the_same_bytes(
     )
     events = folder / "runs" / "job" / "events.jsonl"
     deadline = time.monotonic() + 60
-    while not events.exists() or events.read_text().count('"step"') < 8:
+    while not events.exists() or events.read_text().count('"event": "step"') < 4:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "runs" / "job" / "adapter").exists()
     resumed, said = train(job)
-    assert "going on after step" in said
+    assert "going on after step" in said and "\nmemory: " in said
     assert adapter_hash(resumed) == adapter_hash(straight)
     steps = [e["step"] for e in read_events(events) if e["event"] == "step"]
     assert steps == list(range(1, 13))
@@ -172,7 +182,7 @@ def test_a_signal_stops_at_the_step_boundary_with_exit_code_75(job: Path) -> Non
     )
     events = job.parent / "runs" / "job" / "events.jsonl"
     deadline = time.monotonic() + 60
-    while not events.exists() or events.read_text().count('"step"') < 3:
+    while not events.exists() or events.read_text().count('"event": "step"') < 2:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -318,3 +328,35 @@ def test_without_save_on_each_node_the_first_machine_writes_and_a_lone_checkpoin
     (folder / "first" / "adapter").rename(folder / "gone")
     for errors in start_machines(job, outputs=("first", "second")):
         assert "the machines of this run have different checkpoints" in errors
+
+
+def test_plans_made_on_the_way_are_in_plan_json_and_replayed(job: Path) -> None:
+    """The second of them belongs to a step that is repeated after the resumption."""
+    arguments = ("lora.dropout=0.3", "train.save_steps=5")
+    directory, _ = train(job, "output=plain", *arguments)
+    path = job.parent / "runs" / "job" / "plan.json"
+    plan = json.loads((directory / "plan.json").read_text())
+
+    def later(step: int, layers: int) -> dict[str, object]:
+        return {**plan["memory"], "step": step, "layers_recomputed": layers}
+
+    # As a run leaves it that was killed before its first checkpoint.
+    shutil.copytree(directory, path.parent)
+    shutil.rmtree(path.parent / "adapter")
+    shutil.rmtree(path.parent / "checkpoints")
+    path.write_text(json.dumps({**plan, "replans": [later(3, 1), later(7, 2)]}))
+    resumed, said = train(job, *arguments)
+    assert "memory: steps in up to 2 packs of at most" in said
+    # Layers that recompute change no bit, so that a resumed run is known to have replayed them by
+    # what its checkpoints keep.
+    assert adapter_hash(resumed) == adapter_hash(directory)
+    state = json.loads((resumed / "checkpoints" / "step-00000012" / "state.json").read_text())
+    assert [(p["step"], p["layers_recomputed"]) for p in state["plans"]] == [(1, 0), (3, 1), (7, 2)]
+    assert json.loads(path.read_text())["replans"] == [later(3, 1), later(7, 2)]
+
+
+def test_more_layers_to_recompute_than_the_model_has(job: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.checkpointing is 3, but the model has 2 layers"):
+        train(job, "train.checkpointing=3")
+    _, said = train(job, "gradient_checkpointing=true", "train.max_steps=1", "output=all")
+    assert "all 2 layers recomputed; peak" in said

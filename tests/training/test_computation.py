@@ -7,11 +7,19 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
 
 from myna.data.conversation import Place
 from myna.data.encode import Example
 from myna.lora.fused import fuse
-from myna.training.computation import Packed, Padded, choose_computation
+from myna.training.computation import (
+    Packed,
+    Padded,
+    PiecesAhead,
+    choose_computation,
+    layers_to_recompute,
+    recompute_activations,
+)
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -99,5 +107,63 @@ def test_a_model_that_cannot_be_packed_trains_on_padded_batches_and_says_why() -
     computation, how = choose_computation(
         model, micro_batch_size=None, padded_rows=3, pad_id=0, device=CPU
     )
-    assert computation == Padded(3, 0, CPU)
+    assert computation == Padded(3, 0, CPU, limit_is_set=False)
     assert how.startswith("padded batches, because this model cannot be packed: state-space layers")
+
+
+def gradients(model: nn.Module, computation: Packed, examples: list[Example]) -> dict[str, Tensor]:
+    model.zero_grad()
+    with computation.prepared(model):
+        torch.manual_seed(11)
+        for piece in computation.pieces(examples, range(len(examples))):
+            computation.summed_loss(model, piece).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_layers_that_recompute_have_the_same_gradients_dropout_included(fused: bool) -> None:
+    model = tiny("Llama").train()
+    for module in model.modules():
+        if isinstance(module, peft.tuners.lora.Linear):
+            module.lora_dropout["default"] = nn.Dropout(0.1)
+    if fused:
+        assert fuse(model) == 14
+    expected = gradients(model, Packed(CPU, fused_head=True), rows())
+    assert len(layers_to_recompute(model)) == 2
+    for number in (1, 2, 1, 0):  # also on the way back, as a re-plan in mid-run
+        recompute_activations(model, number)
+        found = gradients(model, Packed(CPU, fused_head=True), rows())
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_step_cut_into_one_two_and_five_packs_has_the_same_gradient() -> None:
+    draw = torch.Generator().manual_seed(2)
+    place = Place(Path("rows"), 1, 1)
+    examples = []
+    for _ in range(12):
+        ids = torch.randint(4, 64, (20,), generator=draw).tolist()
+        examples.append(Example("", "", (1, 5, 6, *ids[:8]), tuple(ids[8:]), place, 1))
+    model = tiny("Llama")
+    whole = gradients(model, Packed(CPU, fused_head=True), examples)
+    for budget, packs in ((10_000, 1), (136, 2), (62, 5)):
+        computation = Packed(CPU, fused_head=True, token_budget=budget)
+        pieces = computation.pieces(examples, range(12))
+        assert len(pieces) == packs
+        assert all(piece.computed_tokens <= budget for piece in pieces)
+        for name, found in gradients(model, computation, examples).items():
+            assert (found - whole[name]).norm() <= 2e-6 * whole[name].norm(), name
+
+
+def test_pieces_made_ahead_are_those_that_are_asked_for() -> None:
+    examples = rows()
+    large, small = Packed(CPU), Packed(CPU, token_budget=20)
+    with PiecesAhead(examples) as ahead:
+        ahead.begin(large, [0, 1])
+        assert [piece.rows for piece in ahead.take(large, [0, 1])] == [(0, 1)]
+        assert [piece.rows for piece in ahead.take(large, [3])] == [(3,)]  # nothing was begun
+        ahead.begin(large, [0, 1, 3])  # then a smaller plan is made
+        assert sorted(piece.rows for piece in ahead.take(small, [0, 1, 3])) == [(0, 1), (3,)]
+        ahead.begin(large, [99])
+        with pytest.raises(IndexError):
+            ahead.take(large, [99])

@@ -22,17 +22,14 @@ from transformers import (
 from myna.data.conversation import Place
 from myna.data.encode import Example
 from myna.data.loader import rows_of_steps
-from myna.errors import Interrupted, NonFiniteError
+from myna.errors import Interrupted, NonFiniteError, OutOfMemoryError
 from myna.lora.fused import fuse
+from myna.lora.inject import adapter_state
 from myna.training.checkpoint import latest_checkpoint
 from myna.training.computation import Packed, Padded
 from myna.training.events import EventLog, read_events
-from myna.training.fit import (
-    FitResult,
-    FitSettings,
-    fit,
-    recompute_activations,
-)
+from myna.training.fit import FitResult, FitSettings, fit
+from myna.training.memory import Checkpointing
 
 CPU = torch.device("cpu")
 PAD = 3
@@ -109,6 +106,7 @@ def run(
     packed: bool = False,
     stop: Callable[[], bool] = lambda: False,
     resume: bool = False,
+    checkpointing: Checkpointing = "auto",
 ) -> FitResult:
     if folder is not None:
         folder.mkdir(exist_ok=True)
@@ -122,6 +120,7 @@ def run(
             computation=Packed(CPU, micro, fused_head=True)
             if packed
             else Padded(micro or 4, PAD, CPU),
+            checkpointing=checkpointing,
             device=CPU,
             events=events,
             checkpoints=folder,
@@ -165,8 +164,6 @@ def test_twenty_steps_have_the_losses_of_transformers_trainer_with_peft(
     theirs = tiny_model()
     ours = copy.deepcopy(theirs)
     assert fuse(ours) == 14  # 7 linear layers in each of 2 decoder layers
-    if checkpointing:
-        recompute_activations(ours)
     order = [
         row
         for _, _, chosen in rows_of_steps(24, batch, seed=42, first_step=1, last_step=steps)
@@ -215,6 +212,7 @@ def test_twenty_steps_have_the_losses_of_transformers_trainer_with_peft(
         settings(epochs=100, max_steps=steps),
         micro=batch // accumulation,
         packed=packed,
+        checkpointing="all" if checkpointing else "none",
     )
     assert len(result.losses) == steps
     assert result.losses[-1] < 0.9 * result.losses[0]  # it learned: equal zeros would prove nothing
@@ -340,14 +338,197 @@ def test_a_non_finite_loss_stops_before_the_weights_move() -> None:
     assert all(torch.equal(value, weights(model)[name]) for name, value in before.items())
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_activation_checkpointing_computes_each_layer_twice(recompute: bool) -> None:
+@pytest.mark.parametrize(
+    ("checkpointing", "calls"),
+    [("auto", [1, 1]), ("none", [1, 1]), (1, [2, 1]), (2, [2, 2]), ("all", [2, 2])],
+)
+def test_activation_checkpointing_computes_the_lowest_layers_twice(
+    checkpointing: Checkpointing, calls: list[int]
+) -> None:
     model = tiny_model()
-    if recompute:
-        recompute_activations(model)
-    calls = []
-    model.get_submodule("base_model.model.model.layers.1.mlp").register_forward_pre_hook(
-        lambda *_: calls.append(None)
+    counts = [0, 0]
+
+    def count(layer: int) -> None:
+        counts[layer] += 1
+
+    for layer in (0, 1):
+        model.get_submodule(f"base_model.model.model.layers.{layer}.mlp").register_forward_pre_hook(
+            lambda *_, layer=layer: count(layer)
+        )
+    run(model, random_rows(4), settings(epochs=1), checkpointing=checkpointing)
+    assert counts == calls
+
+
+def refuse(model: nn.Module, where: str, most: int) -> None:
+    """Let `model` run out of memory, as torch and Python say it, with more than `most` tokens."""
+
+    def tokens(hidden: Tensor) -> int:
+        return hidden.shape[0] * hidden.shape[1]
+
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, hidden: Tensor) -> Tensor:
+            return hidden.view_as(hidden)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            if tokens(gradient) > most:
+                raise MemoryError
+            return gradient
+
+    def forward(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if where == "backward":
+            return Identity.apply(output)  # type: ignore[no-any-return, no-untyped-call]
+        if model.training == (where == "forward") and tokens(output) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return None
+
+    model.get_submodule("base_model.model.model.layers.0.mlp").register_forward_hook(forward)
+
+
+def plans_of(folder: Path) -> list[dict[str, Any]]:
+    events = read_events(folder / "events.jsonl")
+    return [event for event in events if event["event"] == "plan"]
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "eval"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_model_that_runs_out_of_memory_is_trained_on_the_same_rows_to_the_same_losses(
+    tmp_path: Path, where: str, packed: bool
+) -> None:
+    rows, held_out = random_rows(10), random_rows(6, seed=1)
+    chosen = settings(epochs=2, eval_steps=2)
+    rest: dict[str, Any] = {"micro": None, "packed": packed}
+    enough = run(tiny_model(), rows, chosen, held_out, folder=tmp_path / "enough", **rest)
+    model = tiny_model()
+    refuse(model, where, 35)
+    short = run(model, rows, chosen, held_out, folder=tmp_path / "short", **rest)
+    assert short.losses == pytest.approx(enough.losses, rel=1e-5)
+    assert short.best_loss == pytest.approx(enough.best_loss, rel=1e-5)
+    assert plans_of(tmp_path / "enough") == []
+    plans = plans_of(tmp_path / "short")
+    assert {plan["part"] for plan in plans} == {"eval" if where == "eval" else "step"}
+    last = plans[-1]["memory"]
+    if packed:
+        assert 20 <= last["limit"] <= 35
+    else:
+        assert last["limit"] <= 2
+    assert last["layers_recomputed"] == (0 if where == "eval" else 2)
+
+    def work(folder: str) -> list[tuple[int, int, int]]:
+        return [
+            (event["step"], event["rows"], event["trained_tokens"])
+            for event in read_events(tmp_path / folder / "events.jsonl")
+            if event["event"] == "step"
+        ]
+
+    assert work("short") == work("enough")
+
+
+def test_memory_that_runs_out_in_the_optimizer_leaves_weights_and_state_as_they_were(
+    tmp_path: Path,
+) -> None:
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    rows, chosen = random_rows(10), settings(epochs=2)
+    enough = tiny_model(dropout=0.1)
+    losses = run(enough, rows, chosen, micro=None, packed=True, checkpointing="all").losses
+    calls = iter(range(100))
+
+    def fail(*_: Any) -> None:
+        if next(calls) in (0, 3):
+            raise MemoryError
+
+    short = tiny_model(dropout=0.1)
+    hook = register_optimizer_step_pre_hook(fail)
+    try:
+        found = run(short, rows, chosen, micro=None, packed=True, folder=tmp_path)
+    finally:
+        hook.remove()
+    # Layers recompute, and that is all: not one bit is different.
+    assert found.losses == losses
+    assert all(torch.equal(value, weights(short)[name]) for name, value in weights(enough).items())
+    assert [plan["step"] for plan in plans_of(tmp_path)] == [1, 3]
+    assert [plan["memory"]["layers_recomputed"] for plan in plans_of(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("cut", [1, 4])
+def test_a_resumed_run_replays_the_plans_that_were_made_on_the_way(
+    tmp_path: Path, cut: int
+) -> None:
+    """From step 4 on there is less memory; cut before or behind that, the bytes are the same."""
+    rows, chosen = random_rows(10), settings(epochs=2)
+
+    def run_short(name: str, done: int, stop_after: int, *, resume: bool = False) -> FitResult:
+        nonlocal model
+        model = tiny_model(dropout=0.2)
+
+        def fail(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if done >= 3 and inputs[0].shape[1] > 20:
+                raise MemoryError
+
+        def stop() -> bool:  # asked after every step
+            nonlocal done
+            done += 1
+            return done == stop_after
+
+        model.get_submodule("base_model.model.model.norm").register_forward_pre_hook(fail)
+        folder = tmp_path / name
+        more: dict[str, Any] = {"micro": None, "packed": True, "stop": stop, "resume": resume}
+        return run(model, rows, chosen, folder=folder, **more)
+
+    model = tiny_model()
+    whole = run_short("straight", 0, 0)
+    expected = weights(model)
+    made = plans_of(tmp_path / "straight")
+    assert len(made) > 2 and {plan["step"] for plan in made} == {4}
+    with pytest.raises(Interrupted):
+        run_short("cut", 0, cut)
+    rest = run_short("cut", cut, 0, resume=True)
+    assert rest.losses == whole.losses[cut:]
+    assert all(torch.equal(value, weights(model)[name]) for name, value in expected.items())
+    # Behind it, the plan is in the checkpoint and not made again.
+    assert [plan["memory"] for plan in plans_of(tmp_path / "cut")] == [p["memory"] for p in made]
+    said = ["resumed, not bit-identical" in plan["message"] for plan in plans_of(tmp_path / "cut")]
+    assert all(said) if cut < 4 else not any(said)
+
+
+def test_when_nothing_smaller_is_left_the_last_whole_step_is_saved(tmp_path: Path) -> None:
+    model, rows = tiny_model(), random_rows(8)
+    steps = iter(range(100))
+    refused = False
+
+    def fail(*_: Any) -> None:
+        nonlocal refused
+        refused = refused or next(steps) >= 2
+        if refused:
+            raise MemoryError
+
+    model.get_submodule("base_model.model.model.norm").register_forward_pre_hook(fail)
+    with pytest.raises(OutOfMemoryError) as caught:
+        run(model, rows, settings(), micro=None, packed=True, folder=tmp_path)
+    first, second = str(caught.value).split("\n")
+    longest = max(len(row.prompt_ids) + len(row.completion_ids) for row in rows)
+    assert first == (
+        "memory ran out in step 3, and nothing smaller is left to try than steps in packs of at "
+        f"most {longest - 1} tokens, all 2 layers recomputed (memory ran out in step 3)."
     )
-    run(model, random_rows(4), settings(epochs=1))
-    assert len(calls) == (2 if recompute else 1)
+    assert second.startswith(f"  Use a train.max_length below {longest} (with over_length: ")
+    found = latest_checkpoint(tmp_path, pytest.fail)
+    assert found is not None and found.state.step == 2
+    assert all(
+        torch.equal(found.adapter[name], value) for name, value in adapter_state(model).items()
+    )
+    assert caught.value.exit_code == 5
+
+
+def test_what_the_settings_fix_is_not_changed_but_named() -> None:
+    model = tiny_model()
+    refuse(model, "forward", 30)
+    with pytest.raises(OutOfMemoryError) as caught:
+        run(model, random_rows(8), settings(), micro=4, packed=True, checkpointing="none")
+    assert "no layer recomputed" in str(caught.value)
+    assert (
+        "Leave train.micro_batch_size and train.checkpointing to myna by not setting them, or use a"
+        in str(caught.value)
+    )

@@ -6,6 +6,7 @@ may differ.
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from myna.config import Config, flatten, is_free, leaves
@@ -52,10 +53,18 @@ def check_same_data(directory: RunDir, hashes: dict[str, str]) -> None:
 
 def stored_compute(directory: RunDir) -> Compute | None:
     """The device and number format that the run began with; None for a new run."""
-    if not directory.plan.exists():
+    plan = _read_plan(directory)
+    if plan is None:
         return None
-    plan: dict[str, Any] = json.loads(directory.plan.read_text(encoding="utf-8"))
     return Compute(plan["device"], plan["dtype"], f"{plan['dtype']} as when this run began.")
+
+
+def stored_memory_plans(directory: RunDir) -> list[dict[str, Any]]:
+    """The memory plan that the run began with and those that came later; [] for a new run."""
+    plan = _read_plan(directory)
+    if plan is None or "memory" not in plan:
+        return []
+    return [plan["memory"], *plan["replans"]]
 
 
 def write_description(
@@ -63,15 +72,37 @@ def write_description(
     resolved: ResolvedConfig,
     accounting: dict[str, Any],
     hashes: dict[str, str],
-    compute: Compute,
+    measured: dict[str, Any],
 ) -> None:
-    """Note what the run is, before its first step."""
-    if directory.plan.exists():
-        return
+    """Note what the run is, before its first step; `measured` becomes plan.json."""
     write_file(directory.data, _json({**accounting, "sha256": hashes}))
-    plan = {"device": compute.device, "dtype": compute.dtype, "reason": compute.reason}
-    write_file(directory.plan, _json(plan))
+    write_file(directory.plan, _json({**measured, "replans": []}))
     write_file(directory.config, resolved.to_yaml())
+
+
+def replans_noted(directory: RunDir) -> Callable[[dict[str, Any]], None]:
+    """A listener to events that adds every plan made on the way to plan.json.
+
+    It is there before the step is repeated: a run killed after that one replays it.
+    """
+
+    def note(event: dict[str, Any]) -> None:
+        if event["event"] != "plan" or "part" not in event:
+            return
+        plan = _read_plan(directory)
+        assert plan is not None, "plan.json is written before the first step"
+        # Those of later steps come from a run that is repeated with less memory.
+        kept = [older for older in plan["replans"] if older["step"] <= event["step"]]
+        write_file(directory.plan, _json({**plan, "replans": [*kept, event["memory"]]}))
+
+    return note
+
+
+def _read_plan(directory: RunDir) -> dict[str, Any] | None:
+    if not directory.plan.exists():
+        return None
+    plan: dict[str, Any] = json.loads(directory.plan.read_text(encoding="utf-8"))
+    return plan
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -23,16 +23,18 @@ from myna.cli.result import draw_loss, write_adapter
 from myna.cli.resumption import (
     check_same_data,
     check_same_settings,
+    replans_noted,
     stored_compute,
+    stored_memory_plans,
     write_description,
 )
 from myna.cli.terminal import console as terminal
 from myna.config import LoraConfig, TrainConfig
 from myna.config_file import ResolvedConfig
 from myna.data.held_out import split_held_out
-from myna.data.loader import steps_per_epoch
+from myna.data.loader import rows_of_steps, steps_per_epoch
 from myna.data.preview import preview
-from myna.device import choose_compute
+from myna.device import choose_compute, failing_allocations
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError
 from myna.lora.adapter_file import inject_from, read_adapter
@@ -44,7 +46,8 @@ from myna.run_dir import RUNS, RunDir, next_free
 from myna.training.checkpoint import latest_checkpoint
 from myna.training.computation import choose_computation
 from myna.training.events import EventLog
-from myna.training.fit import FitResult, FitSettings, fit, recompute_activations
+from myna.training.fit import FitResult, FitSettings, fit
+from myna.training.memory import MemoryPlan, plan_memory
 
 PADDED_ROWS = 8
 """Rows computed at once, in models that cannot be packed, where the settings do not say."""
@@ -148,8 +151,6 @@ def _train(
     )
     injected = _inject(base.model, config.lora, config.train.seed)
     fuse(injected.model)
-    if config.train.checkpointing == "all":
-        recompute_activations(injected.model)
     computation, how = choose_computation(
         injected.model,
         micro_batch_size=config.train.micro_batch_size,
@@ -184,9 +185,38 @@ def _train(
             "  Use a directory that all of them share, or train with save_on_each_node: true; to "
             "begin anew, use --fresh on all."
         )
-    if writes:
+    plans = [MemoryPlan(**plan) for plan in stored_memory_plans(directory)]
+    measures = not group.agrees(len(plans), device) or not plans
+    if measures:
+        rows_by_step = rows_of_steps(
+            len(train_rows),
+            settings.batch_size,
+            seed=settings.seed,
+            first_step=1,
+            last_step=total_steps,
+        )
+        with failing_allocations(device.type):
+            first = plan_memory(
+                injected.model,
+                computation,
+                train_rows,
+                (rows for _, _, rows in rows_by_step),
+                checkpointing=config.train.checkpointing,
+                device=device,
+                group=group,
+            )
+        plans = [first]
+    console.print(f"memory: {plans[0]}")
+    measured = {
+        "device": compute.device,
+        "dtype": compute.dtype,
+        "reason": compute.reason,
+        "computation": how,
+        "memory": plans[0].to_json(),
+    }
+    if measures and writes:
         write_description(
-            directory, resolved, prepared.dataset.accounting.to_json(), prepared.hashes, compute
+            directory, resolved, prepared.dataset.accounting.to_json(), prepared.hashes, measured
         )
     display = TrainingDisplay(
         console,
@@ -194,9 +224,11 @@ def _train(
         first_step=1 if checkpoint is None else checkpoint.state.step + 1,
         logging_steps=config.train.logging_steps,
     )
+    listeners = [display, replans_noted(directory)] if writes else [display]
     with (
-        EventLog(directory.events if writes else None, display) as events,
+        EventLog(directory.events if writes else None, *listeners) as events,
         _signals_noted(console) as stop_requested,
+        failing_allocations(device.type),
         display,
     ):
         events.emit(
@@ -209,13 +241,7 @@ def _train(
             total_steps=total_steps,
             processes=group.size,
         )
-        events.emit(
-            "plan",
-            device=compute.device,
-            dtype=compute.dtype,
-            reason=compute.reason,
-            computation=how,
-        )
+        events.emit("plan", **measured)
         for message in damaged:
             events.emit("warning", message=message)
         if checkpoint is not None:
@@ -227,6 +253,8 @@ def _train(
             held_out_rows,
             settings,
             computation=computation,
+            checkpointing=config.train.checkpointing,
+            plans=plans,
             device=device,
             events=events,
             checkpoints=directory.checkpoints,

@@ -38,6 +38,11 @@ class Batch:
         """Token positions that the model computes, padding included."""
         return self.input_ids.numel()
 
+    @property
+    def num_predictions(self) -> int:
+        """S."""
+        return len(self.targets)
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
         return Batch(

@@ -4,7 +4,7 @@ Owns the process group that torchrun's environment describes; without it a run i
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ class Group:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
+    """Processes on this machine."""
 
     @property
     def is_first(self) -> bool:
@@ -65,6 +67,15 @@ class Group:
             return flag
         return bool(self.add(torch.tensor(float(flag), device=device)).item())
 
+    def largest(self, values: Sequence[int], device: torch.device) -> list[int]:
+        """The largest of every value over all processes."""
+        if self.size == 1:
+            return list(values)
+        # float64 is exact for bytes; mps has none and no process group either.
+        found = torch.tensor(values, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return [int(value) for value in found.tolist()]
+
     def agrees(self, value: int, device: torch.device) -> bool:
         """Whether all processes have the same `value`."""
         if self.size == 1:
@@ -93,7 +104,8 @@ def join_group() -> Group:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Group()
-    group = Group(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    group = Group(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]), local_size)
     if torch.cuda.is_available():
         torch.cuda.set_device(group.local_rank)
         torch.distributed.init_process_group("nccl")

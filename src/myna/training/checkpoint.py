@@ -35,6 +35,8 @@ class State:
     evaluations_without_gain: int = 0
     loss_scaling: dict[str, Any] = field(default_factory=dict)
     """What torch's GradScaler keeps; empty but for float16."""
+    plans: list[dict[str, Any]] = field(default_factory=list)
+    """The run's memory plans so far, as `MemoryPlan.to_json`."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
 """The training loop, whole and in sight: from the first step to the last.
 
-Owns what a step is: its rows, one loss over all of them, one backward per micro-batch, one clipped
-update. Everything it reports goes through events; files of data, models and consoles are known to
-those who call it.
+Owns what a step is: its rows, one loss over all of them, one backward per piece, one clipped
+update; and that a step which ran out of memory is repeated whole, with the same rows. Everything it
+reports goes through events; files of data, models and consoles are known to those who call it.
 """
 
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from peft import PeftModel
@@ -18,14 +19,15 @@ from torch import nn
 
 from myna.data.encode import Example
 from myna.data.loader import num_steps, num_targets, rows_of_steps, steps_per_epoch
-from myna.device import peak_memory_bytes
+from myna.device import free_unused_memory, peak_memory_bytes
 from myna.distributed.group import ALONE, Group
-from myna.errors import Interrupted, NonFiniteError
+from myna.errors import Interrupted, NonFiniteError, OutOfMemoryError
 from myna.lora.adapter_file import load_adapter_state
 from myna.lora.inject import adapter_state
 from myna.training.checkpoint import Checkpoint, State, load_best, save_best, save_checkpoint
-from myna.training.computation import Computation
+from myna.training.computation import Computation, PiecesAhead
 from myna.training.events import EventLog
+from myna.training.memory import Checkpointing, Memory, MemoryPlan, Part, Shortage
 from myna.training.optimizer import (
     Schedule,
     adamw,
@@ -34,7 +36,7 @@ from myna.training.optimizer import (
     set_learning_rate,
     trainable,
 )
-from myna.training.validate import held_out_loss
+from myna.training.validate import held_out_sums
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def fit(
     computation: Computation,
     device: torch.device,
     events: EventLog,
+    checkpointing: Checkpointing = "auto",
+    plans: Sequence[MemoryPlan] = (),
     checkpoints: Path | None = None,
     resume: Checkpoint | None = None,
     group: Group = ALONE,
@@ -100,64 +104,124 @@ def fit(
     """Train `model`'s trainable parameters on `train_rows`; the adapter is in the model afterwards.
 
     The loss of a step is the sum of the cross-entropy over all trained tokens of its rows, in all
-    micro-batches and processes, divided once by their number; how rows are cut into micro-batches
-    changes nothing. With `resume` the run goes on after that checkpoint as if it had not stopped.
+    pieces and processes, divided once by their number; how rows are cut into pieces changes
+    nothing. With `resume` the run goes on after that checkpoint as if it had not stopped. `plans`
+    says from which step on what is computed how; without any, nothing recomputes until memory runs
+    out, or what `checkpointing` fixes. When memory runs out, a smaller plan is made, told as a
+    `plan` event, and the same step repeated.
 
-    Raises NonFiniteError before the weights move, Interrupted after a checkpoint when
-    `stop_requested` turns true, StorageError where a checkpoint cannot be written.
+    Raises NonFiniteError before the weights move, OutOfMemoryError and Interrupted after a
+    checkpoint, the first when there is no smaller plan, the other when `stop_requested` turns true,
+    and StorageError where a checkpoint cannot be written.
     """
     rates = settings.learning_rates(len(train_rows))
     optimizer = adamw(model, weight_decay=settings.weight_decay)
     parameters = list(trainable(model).values())
-    # float16 gradients underflow without it; it does nothing for the other formats.
-    dtype = next(p.dtype for p in model.parameters() if not p.requires_grad)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     state = State(0)
     if resume is not None:
         state = resume.state
         load_adapter_state(model, resume.adapter)
         load_optimizer_tensors(optimizer, model, resume.optimizer)
-        scaler.load_state_dict(state.loss_scaling)
+    scaler = _loss_scaler(model, device, state)
+    memory = Memory(
+        model,
+        computation,
+        train_rows,
+        checkpointing=checkpointing,
+        plans=plans or [MemoryPlan(**plan) for plan in state.plans],
+    )
     result = FitResult(state.step, best_loss=state.best_loss, best_step=state.best_step)
     result.stopped_early = _has_waited_long_enough(state, settings)
     model.train()
 
-    with computation.prepared(model):
-        for step, epoch, rows in rows_of_steps(
-            len(train_rows),
-            settings.batch_size,
-            seed=settings.seed,
-            first_step=state.step + 1,
-            last_step=state.step if result.stopped_early else rates.total_steps,
-        ):
+    def save() -> None:
+        if checkpoints is not None and writes:
+            save_checkpoint(
+                checkpoints,
+                replace(state, plans=[plan.to_json() for plan in memory.plans]),
+                adapter_state(model),
+                optimizer_tensors(optimizer, model),
+                keep=settings.keep_checkpoints,
+            )
+            events.emit("checkpoint", step=state.step)
+
+    def plan_smaller(step: int, part: Part, size: int) -> None:
+        """Have the same again computed in less memory; every process comes here together."""
+        free_unused_memory(device.type)
+        (size,) = group.largest([size], device)
+        try:
+            plan = memory.shrink(step, part, size)
+        except OutOfMemoryError:
+            if state.step:
+                save()
+            raise
+        message = f"{plan.reason}; it is repeated with the same rows: {replace(plan, reason='')}"
+        if resume is not None:
+            message += "; resumed, not bit-identical"
+        events.emit("plan", memory=plan.to_json(), step=step, part=part, message=message)
+        events.emit("warning", step=step, message=message)
+
+    steps = rows_of_steps(
+        len(train_rows),
+        settings.batch_size,
+        seed=settings.seed,
+        first_step=state.step + 1,
+        last_step=state.step if result.stopped_early else rates.total_steps,
+    )
+    share = slice(group.rank, None, group.size)
+    with computation.prepared(model), PiecesAhead(train_rows) as ahead:
+        for (step, epoch, rows), following in _with_next(steps):
             started = time.monotonic()
             num_trained = sum(num_targets(train_rows[row]) for row in rows)
-            pieces = computation.pieces(train_rows, rows[group.rank :: group.size])
-            sums = torch.zeros(2, device=device)  # loss, token positions computed
-            for number, piece in enumerate(pieces):
-                torch.manual_seed(_dropout_seed(settings.seed, step, group.rank, number))
-                loss = computation.summed_loss(model, piece) / num_trained
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                sums += torch.stack([loss.detach(), loss.new_tensor(piece.computed_tokens)])
-            # Added before unscaling, so that every process finds the same overflow and skips alike.
-            group.add_gradients(parameters)
-            scaler.unscale_(optimizer)
-            step_loss, computed_tokens = group.add(sums).tolist()
-            grad_norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item()
-            if not math.isfinite(step_loss) or not (
-                math.isfinite(grad_norm) or scaler.is_enabled()
-            ):
-                raise NonFiniteError(
-                    f"step {step}: loss is {step_loss}, gradient norm {grad_norm}; "
-                    "the weights did not move.\n"
-                    f"  Rows: {', '.join(str(train_rows[row].place) for row in rows)}.\n"
-                    f"  Try a learning rate below {settings.learning_rate}, or dtype: float32."
-                )
-            learning_rate = rates.learning_rate(step)
-            set_learning_rate(optimizer, learning_rate)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
+            memory.begin(step, "step")
+            while True:  # until the step fits into memory
+                pieces = ahead.take(memory.computation, rows[share])
+                if following is not None:
+                    ahead.begin(memory.computation, following[2][share])
+                sums = torch.zeros(2, device=device)  # loss, token positions computed
+                computing, updating = Shortage(), Shortage()
+                with computing:
+                    for number, piece in enumerate(pieces):
+                        torch.manual_seed(_dropout_seed(settings.seed, step, group.rank, number))
+                        loss = memory.computation.summed_loss(model, piece) / num_trained
+                        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                        loss = loss.detach()  # or the graph lives until the next one is whole
+                        sums[0] += loss
+                        sums[1] += piece.computed_tokens
+                # All go on or none: a process that waits for the others' gradients waits for ever.
+                if not group.any(computing.met, device):
+                    with updating:
+                        # Before unscaling, so that all processes find the same overflow.
+                        group.add_gradients(parameters)
+                        scaler.unscale_(optimizer)
+                        norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+                        # The only place where the host waits for the device.
+                        step_loss, computed_tokens, grad_norm = torch.cat(
+                            [group.add(sums), norm.to(sums)[None]]
+                        ).tolist()
+                        if not math.isfinite(step_loss) or not (
+                            math.isfinite(grad_norm) or scaler.is_enabled()
+                        ):
+                            places = [str(train_rows[row].place) for row in rows]
+                            raise _non_finite(step, step_loss, grad_norm, places, settings)
+                        learning_rate = rates.learning_rate(step)
+                        set_learning_rate(optimizer, learning_rate)
+                        scaler.step(optimizer)
+                        scaler.update()
+                        optimizer.zero_grad()
+                        break
+                    if group.size > 1:
+                        raise OutOfMemoryError(
+                            f"step {step}: memory ran out in the update of process {group.rank}, "
+                            "and the others have made theirs.\n  Repeat the command: it goes on "
+                            "from the last checkpoint. Fewer processes per machine take less."
+                        )
+                loss = torch.zeros((), device=device)  # lets go of the graph
+                optimizer.zero_grad()
+                if state.step == 0:
+                    optimizer.state.clear()  # AdamW may have made half of it
+                scaler = _loss_scaler(model, device, state)  # as it was before this step
+                plan_smaller(step, "step", max(map(memory.computation.size, pieces), default=1))
 
             result.step = step
             result.losses.append(step_loss)
@@ -182,15 +246,28 @@ def fit(
             is_last = step == rates.total_steps
             state = replace(state, step=step, loss_scaling=scaler.state_dict())
             if held_out_rows and (is_last or _is_due(step, settings, len(train_rows))):
-                held_out, num_tokens = held_out_loss(
-                    model,
-                    held_out_rows,
-                    computation=computation,
-                    device=device,
-                    group=group,
-                )
+                memory.begin(step, "eval")
+                while True:  # until the evaluation fits into memory
+                    shortage = Shortage()
+                    with shortage:
+                        sums = held_out_sums(
+                            model,
+                            held_out_rows,
+                            computation=memory.computation,
+                            device=device,
+                            group=group,
+                        )
+                    if not group.any(shortage.met, device):
+                        break
+                    plan_smaller(step, "eval", memory.computation.limit)
+                held_out_sum, num_tokens = group.add(sums).tolist()
+                held_out = held_out_sum / num_tokens
                 events.emit(
-                    "eval", step=step, loss=held_out, rows=len(held_out_rows), tokens=num_tokens
+                    "eval",
+                    step=step,
+                    loss=held_out,
+                    rows=len(held_out_rows),
+                    tokens=int(num_tokens),
                 )
                 state = _judge(state, held_out)
                 if state.best_step == step and settings.keep_best and checkpoints and writes:
@@ -198,16 +275,8 @@ def fit(
                 result.best_loss, result.best_step = state.best_loss, state.best_step
             result.stopped_early = _has_waited_long_enough(state, settings)
             stop = group.any(stop_requested(), device)
-            save = step % settings.save_steps == 0 or stop or result.stopped_early or is_last
-            if save and checkpoints is not None and writes:
-                save_checkpoint(
-                    checkpoints,
-                    state,
-                    adapter_state(model),
-                    optimizer_tensors(optimizer, model),
-                    keep=settings.keep_checkpoints,
-                )
-                events.emit("checkpoint", step=step)
+            if step % settings.save_steps == 0 or stop or result.stopped_early or is_last:
+                save()
             if stop and not is_last:
                 raise Interrupted(f"stopped after step {step}; the same command goes on from here.")
             if result.stopped_early:
@@ -218,17 +287,36 @@ def fit(
     return result
 
 
-def recompute_activations(model: nn.Module) -> None:
-    """Keep only the inputs of each layer for the backward pass and compute the rest again.
+Item = TypeVar("Item")
 
-    Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Non-reentrant, so nothing
-    below the first adapter needs a gradient. `model` is a transformers model, wrapped or not.
-    """
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    if enable is not None:
-        enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:  # transformers before 5.23
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+def _with_next(items: Iterable[Item]) -> Iterator[tuple[Item, Item | None]]:
+    """Every item with the one after it."""
+    ahead = iter(items)
+    item = next(ahead, None)
+    while item is not None:
+        following = next(ahead, None)
+        yield item, following
+        item = following
+
+
+def _loss_scaler(model: nn.Module, device: torch.device, state: State) -> torch.amp.GradScaler:
+    """float16 gradients underflow without it; it does nothing for the other formats."""
+    dtype = next(p.dtype for p in model.parameters() if not p.requires_grad)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    if state.loss_scaling:
+        scaler.load_state_dict(state.loss_scaling)
+    return scaler
+
+
+def _non_finite(
+    step: int, loss: float, grad_norm: float, places: Sequence[str], settings: FitSettings
+) -> NonFiniteError:
+    return NonFiniteError(
+        f"step {step}: loss is {loss}, gradient norm {grad_norm}; the weights did not move.\n"
+        f"  Rows: {', '.join(places)}.\n"
+        f"  Try a learning rate below {settings.learning_rate}, or dtype: float32."
+    )
 
 
 def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:

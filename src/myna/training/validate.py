@@ -1,13 +1,13 @@
 """Loss on held-out rows, as the training step defines it.
 
 Owns one number: the mean loss per trained token over given rows, without dropout and without
-drawing a random number.
+drawing a random number, as a sum and a count.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from myna.data.encode import Example
 from myna.data.loader import num_targets
@@ -19,30 +19,30 @@ ROWS_AT_ONCE = 16
 
 
 @torch.no_grad()
-def held_out_loss(
+def held_out_sums(
     model: nn.Module,
     examples: Sequence[Example],
     *,
     computation: Computation,
     device: torch.device,
     group: Group = ALONE,
-) -> tuple[float, int]:
-    """Mean loss per trained token over `examples`, and the number of those tokens.
+) -> Tensor:
+    """(2,) float32: summed loss and number of trained tokens of this process's share of `examples`.
 
-    Every process of `group` computes its share of the rows and gets the same answer.
+    Added over all processes of `group`, their quotient is the loss. `model` keeps its mode.
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(2, device=device)  # loss, trained tokens
+    sums = torch.zeros(2, device=device)
     # By length, so that little is padded; the sum does not depend on the order of rows.
     order = sorted(range(len(examples)), key=lambda row: len(examples[row].prompt_ids))
     order = order[group.rank :: group.size]
-    for start in range(0, len(order), ROWS_AT_ONCE):
-        rows = order[start : start + ROWS_AT_ONCE]
-        sums[0] += sum(
-            computation.summed_loss(model, piece) for piece in computation.pieces(examples, rows)
-        )
-        sums[1] += sum(num_targets(examples[row]) for row in rows)
-    model.train(was_training)
-    loss, tokens = group.add(sums).tolist()
-    return loss / tokens, int(tokens)
+    try:
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            rows = order[start : start + ROWS_AT_ONCE]
+            for piece in computation.pieces(examples, rows):
+                sums[0] += computation.summed_loss(model, piece)
+            sums[1] += sum(num_targets(examples[row]) for row in rows)
+    finally:
+        model.train(was_training)
+    return sums
