@@ -292,6 +292,17 @@ def forests(draw: st.DrawFn) -> list[Example]:
     return rows
 
 
+@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
+def test_a_long_prefix_is_multiplied_as_it_lies_and_is_exact(family: str) -> None:
+    """Long segments, and short ones with many descendants, take other products than short rows."""
+    prefix = ids(320, 1)
+    rows = [row(prefix + ids(a, a), ids(a % 7 + 1, 20 + a)) for a in range(1, 30, 4)]
+    loss, found = packed_step(family, rows)
+    wanted_loss, wanted = textbook_step(family, rows)
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    assert max(errors(found, wanted).values()) <= 1e-5
+
+
 def check_forest(family: str, rows: list[Example]) -> None:
     loss, found = packed_step(family, rows)
     wanted_loss, wanted = textbook_step(family, rows)
@@ -328,6 +339,19 @@ def test_rows_on_both_sides_of_longropes_boundary_keep_their_frequencies() -> No
     wanted_loss, wanted = textbook_step("Phi3 longrope", rows, alone=True)
     assert loss == pytest.approx(wanted_loss, rel=1e-5)
     assert max(errors(found, wanted).values()) <= 1e-5
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a row of boundary + 1 tokens counts as long, but its last token is not computed: alone "
+    "it gets the short frequencies, beside a longer row the long ones",
+)
+def test_a_row_just_over_longropes_boundary_does_not_depend_on_its_company() -> None:
+    edge, longer = row(ids(36, 1), ids(5, 2)), row(ids(36, 3), ids(20, 4))
+    together = packed_step("Phi3 longrope", [edge, longer])[0]
+    alone = [5 * packed_step("Phi3 longrope", [edge])[0]]
+    alone += [20 * packed_step("Phi3 longrope", [longer])[0]]
+    assert together == pytest.approx(sum(alone) / 25, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma2"])
@@ -383,7 +407,11 @@ def squared_distance(one: Tensor, other: Tensor) -> float:
 
 
 def test_rows_that_share_dropout_have_the_gradients_of_rows_that_do_not_on_average() -> None:
-    """Many seeds of a pack of four answers to one prompt, against peft's own dropout on rows."""
+    """Many seeds of a pack of four answers to one prompt, against peft's own dropout on rows.
+
+    Every row sees masks of the same distribution, and a step's gradient is the sum of its rows', so
+    this holds whatever the model.
+    """
     rows = [row(ids(6, 1), ids(number, number)) for number in (1, 2, 3, 4)]
     model, computation = ours("Llama", dropout=0.3, layers=1)
     plain = copy.deepcopy(adapted("Llama", dropout=0.3, layers=1))
@@ -404,7 +432,7 @@ def test_rows_that_share_dropout_have_the_gradients_of_rows_that_do_not_on_avera
         return summed_cross_entropy(logits, labels)
 
     def sample(loss: Callable[[], Tensor], which: nn.Module, seeds: range) -> Tensor:
-        """(N, 1 + P): loss and gradients, each tensor in units of its own size."""
+        """(N, 1 + P): loss and gradients."""
         found = []
         for seed in seeds:
             torch.manual_seed(seed)
@@ -417,9 +445,8 @@ def test_rows_that_share_dropout_have_the_gradients_of_rows_that_do_not_on_avera
     together = sample(shared, model, range(300))
     apart = sample(unshared, plain, range(1000, 1300))
     assert squared_distance(together, apart) < 2
-    # The loss alone, and that this can fail: without dropout the mean is another one.
-    assert squared_distance(together[:, :1], apart[:, :1]) < 9
-    plain.eval()
+    assert squared_distance(together[:, :1], apart[:, :1]) < 9  # the loss alone: 3 deviations
+    plain.eval()  # that this can fail: without dropout the mean is another one
     assert squared_distance(together, sample(unshared, plain, range(2))) > 20
 
 
