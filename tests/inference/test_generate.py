@@ -11,10 +11,14 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from myna.data.conversation import Message
+from myna.data.conversation import Message, Place
+from myna.data.encode import Example
 from myna.errors import ConfigError, DataError, NonFiniteError
 from myna.inference.generate import Answer, Sampling, describe, settle, unknown_ids
 from myna.inference.speaker import Speaker, open_speaker
+from myna.lora.fused import fuse
+from myna.lora.inject import inject
+from myna.training.computation import Packed, choose_computation
 
 from .conftest import HUB_LIKE, SPARE_ROWS, save_byte_level_model
 
@@ -106,6 +110,58 @@ def test_greedy_answers_equal_a_naive_loop(speaker: Speaker, penalty: float) -> 
         expected = naive_greedy(speaker, ids, 20, penalty)
         assert list(answers[index].ids) == expected
         assert list(drain(speaker.stream(ids, sampling))[1].ids) == expected
+
+
+def test_answers_between_packed_training_steps_are_those_of_single_rows(speaker: Speaker) -> None:
+    """Left-padded batches against the naive loop; training goes on afterwards as it was."""
+    injected = inject(
+        speaker.model,
+        rank=4,
+        alpha=8,
+        dropout=0.3,
+        target_modules="all-linear",
+        use_rslora=False,
+        use_dora=False,
+        init="default",
+        seed=1,
+    )
+    model = injected.model.train()
+    fuse(model)
+    computation, how = choose_computation(
+        model, micro_batch_size=None, padded_rows=2, pad_id=0, device=torch.device("cpu")
+    )
+    assert isinstance(computation, Packed), how
+    asked = [prompt_ids(speaker, text) for text in ("a", "hello there", "你好吗", "b" * 40)]
+    taught = prompt_ids(speaker, "hello")
+    place = Place(Path("rows"), 1, 1)
+    rows = [
+        Example("", "", taught, (*prompt_ids(speaker, text)[:9], 2), place, 1)
+        for text in ("one", "two", "one")
+    ]
+    sampling = Sampling(max_new_tokens=12, temperature=0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    seen, losses = set(), []
+    for _ in range(3):
+        with computation.prepared(model):
+            for pack in computation.pieces(rows, range(3)):
+                loss = computation.summed_loss(model, pack)
+                loss.backward()
+            losses.append(loss.item())
+            with pytest.raises(RuntimeError, match="was called without a tree"):
+                next(speaker.answer_all(asked, sampling, batch_size=3))
+        optimizer.step()
+        optimizer.zero_grad()
+        answers = dict(speaker.answer_all(asked, sampling, batch_size=3))
+        assert all(module.training for module in model.modules())
+        alone = dict(speaker.answer_all(asked, sampling, batch_size=1))
+        model.eval()
+        for index, ids in enumerate(asked):
+            expected = naive_greedy(speaker, ids, 12, 1.0)
+            assert list(answers[index].ids) == list(alone[index].ids) == expected
+        model.train()
+        seen.add(tuple(answer.ids for _, answer in sorted(answers.items())))
+    assert len(seen) == 3, "training does not show in the answers"
+    assert losses[2] < losses[0]
 
 
 def favour(speaker: Speaker, token_id: int) -> None:

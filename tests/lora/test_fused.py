@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from myna.lora.fused import FusedLoraLinear, fuse
@@ -89,6 +89,41 @@ def test_layers_and_calls_draw_different_masks(make_model: MakeModel) -> None:
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
+
+
+def correlation(one: Tensor, other: Tensor) -> float:
+    return torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1].item()
+
+
+def test_masks_drop_their_share_independently_of_layer_call_and_position() -> None:
+    """Read off layers that are nothing but their mask: W = 0 and B A = 1 on an input of ones."""
+    share, size = 0.2, 64
+    base = nn.Sequential(*(nn.Linear(size, size, bias=False) for _ in range(3)))
+    options: Any = {"r": size, "lora_alpha": size, "lora_dropout": share}
+    model = get_peft_model(base, LoraConfig(target_modules=["0", "1", "2"], **options)).train()
+    assert fuse(model) == 3
+    layers = [m for m in model.modules() if isinstance(m, FusedLoraLinear)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.base_layer.weight.zero_()
+            layer.lora_A["default"].weight.copy_(torch.eye(size))
+            layer.lora_B["default"].weight.copy_(torch.eye(size))
+        torch.manual_seed(1)
+        ones = torch.ones(300, size)
+        masks = [layer(ones) for layer in layers for _ in range(2)]
+    few = 4.5 / masks[0].numel() ** 0.5  # 4.5 standard deviations of a correlation of nothing
+    for number, mask in enumerate(masks):
+        kept = mask[mask != 0]
+        assert kept.unique().tolist() == pytest.approx([1 / (1 - share)], rel=1e-4)
+        dropped = (mask == 0).float()
+        assert dropped.mean().item() == pytest.approx(share, abs=few * share**0.5)
+        assert dropped.mean(0).std() < 1.3 * (share * (1 - share) / len(mask)) ** 0.5
+        assert dropped.mean(1).std() < 1.3 * (share * (1 - share) / size) ** 0.5
+        for other in masks[:number]:
+            assert abs(correlation(mask, other)) < few
+        for lag in (1, 2, 3, 4, 8):
+            assert abs(correlation(mask[lag:], mask[:-lag])) < few
+            assert abs(correlation(mask[:, lag:], mask[:, :-lag])) < few
 
 
 def test_files_are_pefts(make_model: MakeModel, tmp_path: Path) -> None:

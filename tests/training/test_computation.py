@@ -98,6 +98,16 @@ def test_loss_and_gradients_are_those_of_padded_rows(
         assert error < 1e-4, parameter
 
 
+def test_packs_keep_to_the_rows_at_once_and_to_their_side_of_the_boundary() -> None:
+    """Lengths of the rows are 16, 16, 16 and 3."""
+    examples = [*rows(), *rows()[:1]]
+    computation = Packed(CPU, micro_batch_size=2, length_boundary=10)
+    pieces = computation.pieces(examples, [4, 3, 2, 1, 0])
+    assert sorted(row for piece in pieces for row in piece.rows) == [0, 1, 2, 3, 4]
+    assert sorted(len(piece.rows) for piece in pieces) == [1, 2, 2]
+    assert [piece.rows for piece in pieces if 3 in piece.rows] == [(3,)]
+
+
 def test_a_model_that_cannot_be_packed_trains_on_padded_batches_and_says_why() -> None:
     torch.manual_seed(0)
     config = transformers.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1)
