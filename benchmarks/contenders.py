@@ -6,7 +6,8 @@ contender gets the same folder of `workloads.py`: weights, token ids, rows of ea
 Common to all: AdamW (0.9, 0.999, 1e-8), no weight decay, clipping at 1.0, a linear schedule without
 warm-up, the loss of a step normalised by all its trained tokens, no logging, no saving.
 
-    tutorial   the published recipe: Trainer + peft, 8 x 2 rows, checkpointing, float32 on a CPU
+    tutorial   the published recipe: Trainer + peft, 8 x 2 rows, checkpointing; float32 on a CPU,
+               where its float16 is hundreds of times slower, bfloat16 on CUDA
     peft       Trainer + peft, bfloat16, no checkpointing, in the variant that is fastest here
     trl        SFTTrainer likewise; on CUDA with its padding-free batches where flash attention is
     liger      peft's contender with Liger's kernels (CUDA)
@@ -210,13 +211,14 @@ def run_trl(job: Job, rows: list[Row], clock: Clock) -> Outcome:
         processing_class=_tokenizer(),
     )
     recorder.train()
-    recorder.outcome.notes.append(
+    outcome: Outcome = recorder.outcome
+    outcome.notes.append(
         "padding_free, flash attention"
         if padding_free
         else "padded: padding_free needs flash attention, which "
         + ("is not installed" if job.device.startswith("cuda") else "is for CUDA only")
     )
-    return recorder.outcome
+    return outcome
 
 
 def _recorded(trainer_class: Any, clock: Clock) -> Any:

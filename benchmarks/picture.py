@@ -19,7 +19,7 @@ LABELS = {
 PEERS, OURS = "#a9b4c2", "#2a6f5e"
 
 
-def draw(results: Path, target: Path, workload: str = "A") -> None:
+def draw(results: Path, target: Path, workload: str = "A", device: str = "cpu") -> None:
     """Samples per second of each league, and peak memory, as horizontal bars with their numbers."""
     import matplotlib
 
@@ -27,9 +27,13 @@ def draw(results: Path, target: Path, workload: str = "A") -> None:
     from matplotlib import pyplot
 
     stored = json.loads(results.read_text())
-    leagues = {key: value for key, value in stored.items() if key.startswith(f"{workload}, ")}
+    leagues = {
+        key: league
+        for key, league in stored.items()
+        if key.startswith(f"{workload}, ") and league["device"] == device
+    }
     if not leagues:
-        raise SystemExit(f"{results}: nothing measured for workload {workload}")
+        raise SystemExit(f"{results}: nothing measured for workload {workload} on {device}")
     first = next(iter(leagues.values()))
     panels = [
         (f"rows per second, dropout {league['dropout']:g}", _bars(league, _samples), "{:.1f}")
@@ -37,7 +41,7 @@ def draw(results: Path, target: Path, workload: str = "A") -> None:
     ]
     panels.append(("peak memory, GB", _bars(first, _gigabytes), "{:.1f}"))
     figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 0.75 * len(panels[0][1]) + 1.3), squeeze=False
+        1, len(panels), figsize=(4.2 * len(panels), 0.72 * len(panels[0][1]) + 1.5), squeeze=False
     )
     for number, (axis, (title, bars, text)) in enumerate(zip(axes[0], panels, strict=True)):
         names = list(bars)[::-1]
@@ -52,8 +56,8 @@ def draw(results: Path, target: Path, workload: str = "A") -> None:
         axis.set_xlim(0, 1.18 * max(bars.values()))
         axis.spines[["top", "right", "bottom"]].set_visible(False)
         axis.tick_params(left=False, bottom=False, labelbottom=False, labelleft=number == 0)
-    figure.text(0.01, 0.01, _caption(first), fontsize=8.5, color="#555555")
-    figure.tight_layout(rect=(0, 0.06, 1, 1), w_pad=2)
+    figure.text(0.01, 0.02, _caption(first), fontsize=8.5, color="#555555", linespacing=1.4)
+    figure.tight_layout(rect=(0, 0.11, 1, 1), w_pad=2)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=150, metadata={"Software": None})
     pyplot.close(figure)
@@ -75,9 +79,9 @@ def _caption(league: Mapping[str, Any]) -> str:
     shape, hardware = league["shape"], league["hardware"]
     place = league["device"]
     if place == "cpu":
-        place = f"{league['threads']} cores of an {hardware['processor']}"
+        place = f"{league['threads']} threads on a CPU ({hardware['processor']})"
     return (
-        f"Same rows, steps, losses and adapter: {league['title']}; {shape['model_type']} of hidden "
-        f"{shape['hidden']}, {shape['layers']} layers; LoRA rank {shape['rank']}. {place}, "
-        f"{league['date']}, medians of {league['rounds']} interleaved rounds."
+        f"{league['title']}; the same rows in each step, losses and first adapter.\n"
+        f"{shape['model_type']} of hidden size {shape['hidden']}, {shape['layers']} layers, LoRA "
+        f"of rank {shape['rank']}; {place}; medians of {league['rounds']} interleaved rounds."
     )

@@ -42,7 +42,7 @@ from typing import Any, Never
 from contenders import Job, Outcome, missing, run_job
 from limit import Sizes, limit_flops, measure_ceiling, shared_counts, unshared_counts
 from myna.data.loader import num_targets
-from myna.device import processor
+from myna.device import memory_total, processor
 from picture import draw
 from workloads import (
     WORKLOADS,
@@ -257,7 +257,11 @@ def run_league(bench: Bench, names: Sequence[str], dropout: float, rounds: int) 
         "device": device_name(bench.device),
         "command": " ".join(["python benchmarks/reference_job.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
-        "hardware": {"processor": processor().name, "cores": os.cpu_count()},
+        "hardware": {
+            "processor": processor().name,
+            "cores": os.cpu_count(),
+            "memory_bytes": memory_total(),
+        },
         "threads": bench.threads,
         "load_averages": loads,
         "versions": versions(),
@@ -531,7 +535,8 @@ def main() -> None:
                 rounds = options.rounds or bench.workload.rounds
                 store(options.results, run_league(bench, names, dropout, rounds), name)
     if options.picture:
-        draw(options.results, options.picture)
+        device = device_name(options.device)
+        draw(options.results, options.picture, device=device)
         say(f"drawn: {options.picture}")
 
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -353,7 +354,10 @@ def write_adapter(folder: Path, shape: Shape, dropout: float) -> None:
         target_modules=list(shape.sizes.linears),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(_empty_model(shape), config)
+    with warnings.catch_warnings():
+        # peft reads a name that transformers has renamed.
+        warnings.simplefilter("ignore", FutureWarning)
+        model = get_peft_model(_empty_model(shape), config)
     folder.mkdir(parents=True, exist_ok=True)
     config.inference_mode = True
     config.save_pretrained(str(folder))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from reference_job import compare
+
 ROOT = Path(__file__).parents[2]
 HUANHUAN = ROOT.parent / "shared" / "data" / "huanhuan.json"
 
@@ -33,6 +35,18 @@ def test_equal_losses_then_figures_then_picture(tmp_path: Path) -> None:
         for entry in league["contenders"].values():
             assert entry["samples_per_second"] > 0 and entry["peak_bytes"] > 1e8
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_unequal_work_ends_the_program_with_contender_step_and_both_numbers() -> None:
+    compare("trl", [11.50, 11.41], [11.50, 11.40], 0.02, "loss")
+    with pytest.raises(
+        SystemExit, match=r"trl, step 2: loss is 11\.41, expected 11\.4 within 0\.0001"
+    ):
+        compare("trl", [11.50, 11.41], [11.50, 11.40], 1e-4, "loss")
+    with pytest.raises(SystemExit, match="step 1: loss is nan"):
+        compare("trl", [float("nan")], [11.5], 0.02, "loss")
+    with pytest.raises(SystemExit, match="myna reported 1 times its loss, expected 2"):
+        compare("myna", [11.5], [11.5, 11.4], 0.02, "loss")
 
 
 def test_a_tiny_shape_is_not_mixed_with_real_results() -> None:
