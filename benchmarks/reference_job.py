@@ -17,7 +17,8 @@ Owns the order of things and what is made of the outcomes. For each workload and
 Figures: a step's time is the median over the rounds; rates are rows, real tokens (padding and
 sharing change nothing) and trained tokens of the counted steps over the sum of these medians.
 Start-up, loading and checks included, is told apart. The fraction of the limit is the time that the
-FLOPs of `limit.py` take at the measured bfloat16 ceiling over the time taken.
+FLOPs of `limit.py` take at the measured bfloat16 ceiling (large squares; beside it, the step's own
+shapes) over the time taken: with shared prefixes, and `unshared` for those who compute each row.
 `results/reference_job.json` keeps everything with all samples; `--picture` draws it. Contenders
 for CUDA are written but unmeasured.
 
@@ -251,6 +252,7 @@ def run_league(bench: Bench, names: Sequence[str], dropout: float, rounds: int) 
             check_run(bench, job, outcome, reference)
             outcomes[name].append(outcome)
     peak = max(ceiling["square"]["bfloat16"] for ceiling in ceilings)
+    own_peak = statistics.median(ceiling["own"]["bfloat16"] for ceiling in ceilings)
     record = {
         "title": workload.title,
         "dropout": dropout,
@@ -273,10 +275,11 @@ def run_league(bench: Bench, names: Sequence[str], dropout: float, rounds: int) 
         "work_per_step": work,
         "reference_losses": reference.losses,
         "ceiling_flops": peak,
+        "ceiling_flops_at_own_shapes": own_peak,
         "ceilings": ceilings,
         "variants_tried": tried,
         "contenders": {
-            name: summary(runs, work, bench.warm_up, peak, jobs[name])
+            name: summary(runs, work, bench.warm_up, peak, own_peak, jobs[name])
             for name, runs in outcomes.items()
         },
     }
@@ -321,9 +324,14 @@ def measure(bench: Bench, work: Mapping[str, list[int]]) -> dict[str, Any]:
 
 
 def summary(
-    runs: Sequence[Outcome], work: Mapping[str, list[int]], warm_up: int, peak: float, job: Job
+    runs: Sequence[Outcome],
+    work: Mapping[str, list[int]],
+    warm_up: int,
+    peak: float,
+    own_peak: float,
+    job: Job,
 ) -> dict[str, Any]:
-    """The figures of one contender over its rounds."""
+    """The figures of one contender over its rounds; `peak` and `own_peak` are FLOP/s."""
     medians = [
         statistics.median(times)
         for times in zip(*(run.step_seconds[warm_up:] for run in runs), strict=True)
@@ -342,6 +350,7 @@ def summary(
         "counted_seconds": seconds,
         "run_seconds": statistics.median(sum(run.step_seconds) for run in runs),
         "fraction_of_limit_shared": counted["shared_flops"] / peak / seconds,
+        "fraction_of_limit_shared_at_own_shapes": counted["shared_flops"] / own_peak / seconds,
         "fraction_of_limit_unshared": counted["unshared_flops"] / peak / seconds,
         "peak_bytes": max(run.peak_bytes for run in runs),
         "resident_bytes_before_step_1": max(run.resident_bytes for run in runs),
@@ -382,7 +391,7 @@ def report(bench: Bench, record: Mapping[str, Any]) -> None:
     )
     table = Table(title=f"workload {bench.workload.name}, dropout {record['dropout']:g}")
     columns = ["samples/s", "tokens/s", "trained/s", "ms a step", "p95", "peak GB", "start s"]
-    columns += ["of limit", "unshared", "myna is"]
+    columns += ["of limit", "own shapes", "unshared", "myna is"]
     table.add_column("contender")
     for column in columns:
         table.add_column(column, justify="right")
@@ -400,10 +409,11 @@ def report(bench: Bench, record: Mapping[str, Any]) -> None:
             f"{entry['peak_bytes'] / 1e9:.2f}",
             f"{entry['startup_seconds']:.1f}",
             f"{entry['fraction_of_limit_shared']:.1%}",
+            f"{entry['fraction_of_limit_shared_at_own_shapes']:.1%}",
             f"{entry['fraction_of_limit_unshared']:.1%}",
             "" if name == "myna" or not ours else f"{ratio:.2f}x as fast",
         )
-    Console(width=150).print(table)
+    Console(width=160).print(table)
     say(
         f"  the first {record['warm_up_steps']} step(s) of every run are not counted; losses "
         f"agreed within {EXACT_LOSS:g} in float32 and {ENVELOPE:.0%} in bfloat16"
