@@ -58,8 +58,8 @@ def test_no_module_is_named_after_nothing() -> None:
     assert not {path.stem for path in MODULES} & {"utils", "common", "helpers", "misc"}
 
 
-def test_every_module_of_the_tests_mirrors_a_folder_of_the_package() -> None:
-    folders = {path.parent.relative_to(PACKAGE) for path in MODULES}
+def test_every_module_of_the_tests_mirrors_a_folder_of_the_package_or_the_benchmarks() -> None:
+    folders = {path.parent.relative_to(PACKAGE) for path in MODULES} | {Path("benchmarks")}
     for path in (Path(__file__).parent).rglob("test_*.py"):
         assert path.parent.relative_to(Path(__file__).parent) in folders
 
