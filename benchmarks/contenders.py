@@ -110,6 +110,7 @@ def run_myna(job: Job, rows: list[Row], clock: Clock) -> Outcome:
 
     from myna.lora.adapter_file import inject_from
     from myna.lora.fused import fuse
+    from myna.models.frozen import fuse_frozen
     from myna.models.load import load_model
     from myna.training.computation import choose_computation
     from myna.training.events import EventLog
@@ -119,6 +120,7 @@ def run_myna(job: Job, rows: list[Row], clock: Clock) -> Outcome:
     base = load_model(f"{job.folder}/model", dtype=getattr(torch, job.dtype), device=device)
     model = inject_from(base.model, _adapter_folder(job), dropout=job.dropout).model
     fuse(model)
+    fuse_frozen(model)
     computation, how = choose_computation(
         model, micro_batch_size=None, padded_rows=8, pad_id=PAD, device=device
     )

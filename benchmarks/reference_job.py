@@ -200,7 +200,8 @@ def best_job(bench: Bench, job: Job, reference: Outcome) -> tuple[Job, dict[str,
     steps = min(PRELIMINARY_STEPS, bench.num_steps)
 
     def seconds(variant: Job) -> float:
-        outcome = bench.run(replace(variant, num_steps=steps))
+        variant = replace(variant, num_steps=steps)
+        outcome = bench.run(variant)
         if isinstance(outcome, str):
             tried[_variant(variant)] = outcome
             say(f"  {_name(variant)}: {outcome}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from myna.data.conversation import Place
 from myna.data.encode import Example
 from myna.lora.fused import fuse
+from myna.models.frozen import fuse_frozen
 from myna.training.computation import (
     Packed,
     Padded,
@@ -90,6 +91,7 @@ def test_loss_and_gradients_are_those_of_padded_rows(
             )
         )
         fuse(model)  # the second way is computed by the fused layers
+        fuse_frozen(model)
     (expected, gradients), (got, packed) = found
     assert got == pytest.approx(expected, rel=1e-5)
     assert packed.keys() == gradients.keys()

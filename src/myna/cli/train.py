@@ -41,6 +41,7 @@ from myna.lora.adapter_file import inject_from, read_adapter
 from myna.lora.fused import fuse
 from myna.lora.initial import check_init
 from myna.lora.inject import Injected, inject
+from myna.models.frozen import fuse_frozen
 from myna.models.load import load_model
 from myna.run_dir import RUNS, RunDir, next_free
 from myna.training.checkpoint import latest_checkpoint
@@ -151,6 +152,7 @@ def _train(
     )
     injected = _inject(base.model, config.lora, config.train.seed)
     fuse(injected.model)
+    fuse_frozen(injected.model)
     computation, how = choose_computation(
         injected.model,
         micro_batch_size=config.train.micro_batch_size,

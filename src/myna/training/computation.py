@@ -25,6 +25,7 @@ from myna.data.conversation import Place
 from myna.data.encode import Example
 from myna.data.loader import Batch, padded_batches
 from myna.data.packing import Pack, pack_step, packed_tokens
+from myna.models.last_layer import shorten_last_layer
 from myna.models.packed import check_packing, longrope_boundary, packed_attention
 from myna.ops.attention import TreeLayout, tree_layout
 from myna.ops.cross_entropy import frozen_head_cross_entropy
@@ -179,9 +180,11 @@ class Packed:
     micro_batch_size: int | None = None
     """Rows in a pack at most. None: as many as `token_budget` allows."""
     length_boundary: int | None = None
-    """Rows up to this length and longer ones do not share a pack (longrope)."""
+    """Rows that compute up to so many tokens and longer ones do not share a pack (longrope)."""
     fused_head: bool = False
     """Loss by `frozen_head_cross_entropy`, without logits."""
+    short_last_layer: bool = False
+    """The last layer ends in the predicting positions; with `fused_head` only."""
     token_budget: int = TOKEN_BUDGET
     """Tokens in a pack at most; the memory planner's to choose."""
     unit: Literal["tokens", "rows"] = "tokens"
@@ -243,8 +246,9 @@ class Packed:
             return [list(rows)]
         sides: tuple[list[int], list[int]] = ([], [])
         for row in rows:
-            length = len(examples[row].prompt_ids) + len(examples[row].completion_ids)
-            sides[length > self.length_boundary].append(row)
+            # A row's last token is not computed, neither here nor when the answer is generated.
+            computed = len(examples[row].prompt_ids) + len(examples[row].completion_ids) - 1
+            sides[computed > self.length_boundary].append(row)
         return [side for side in sides if side]
 
     def summed_loss(self, model: nn.Module, piece: PlannedPack) -> Tensor:
@@ -257,12 +261,28 @@ class Packed:
             "tree": piece.layout,
         }
         if self.fused_head:
-            return _fused_loss(model, pack, given)
+            return self._fused_loss(model, piece, given)
         logits = model(**given, logits_to_keep=piece.predicting).logits[0]
         losses = nn.functional.cross_entropy(
             logits.float()[piece.which], pack.targets, reduction="none"
         )
         return losses @ pack.weights
+
+    def _fused_loss(self, model: nn.Module, piece: PlannedPack, given: dict[str, Any]) -> Tensor:
+        """The loss without logits: hidden states at trained positions against the frozen head."""
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        head = base.get_output_embeddings()
+        if self.short_last_layer:
+            given["predicting"] = piece.predicting
+        hidden = base.get_decoder()(**given).last_hidden_state[0]
+        return frozen_head_cross_entropy(
+            hidden[piece.which if self.short_last_layer else piece.pack.positions],
+            head.weight.detach(),
+            piece.pack.targets,
+            piece.pack.weights,
+            softcap=getattr(base.config.get_text_config(), "final_logit_softcapping", None),
+            bias=head.bias,
+        )
 
 
 class PiecesAhead:
@@ -328,21 +348,6 @@ def recompute_activations(model: nn.Module, num_layers: int) -> None:
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
-def _fused_loss(model: nn.Module, pack: Pack, given: dict[str, Any]) -> Tensor:
-    """The loss without logits: hidden states at trained positions against the frozen head."""
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    head = base.get_output_embeddings()
-    hidden = base.get_decoder()(**given).last_hidden_state[0]
-    return frozen_head_cross_entropy(
-        hidden[pack.positions],
-        head.weight.detach(),
-        pack.targets,
-        pack.weights,
-        softcap=getattr(base.config.get_text_config(), "final_logit_softcapping", None),
-        bias=head.bias,
-    )
-
-
 @torch.no_grad()
 def _head_can_be_fused(model: PeftModel, device: torch.device) -> bool:
     """Whether the head is a plain linear layer and the fused loss is that of the model's logits.
@@ -391,8 +396,9 @@ def choose_computation(
     if reason is None:
         boundary = longrope_boundary(model)
         fused_head = _head_can_be_fused(model, device)
+        short = fused_head and shorten_last_layer(model)
         return (
-            Packed(device, micro_batch_size, boundary, fused_head),
+            Packed(device, micro_batch_size, boundary, fused_head, short),
             "packs of shared prefixes, checked against the model's own attention",
         )
     return (
