@@ -41,9 +41,9 @@ SHARE = 0.9
 what allocators lose between the tensors."""
 
 COMFORTABLE_TOKENS = 1024
-"""Pieces of this size are about as fast per token as larger ones. So steps are cut down to it
-before layers recompute, which costs a third of the arithmetic; below it, recomputing comes first,
-for every piece reads all weights once more."""
+"""Every piece reads all weights once more, which is little beside the arithmetic of so many tokens.
+So steps are cut down to this size before layers recompute, which costs a third of the arithmetic;
+below it, recomputing comes first."""
 
 COUNTED_ROWS = 250_000
 """Rows of the run that are looked at to find the largest piece: about a second of work. A larger
