@@ -359,7 +359,7 @@ class _Trials:
         """Take what stays taken during a run, and measure it."""
         kind = self._device.type
         sharing = self._group.local_size if kind == "cpu" else 1
-        free_unused_memory(kind)
+        free_unused_memory(kind, cycles=True)
         budget = memory_in_use(kind) + int(SHARE * memory_available(kind) / sharing)
         (below,) = self._group.largest([-budget], self._device)
         self.budget = -below
@@ -424,7 +424,7 @@ class _Trials:
             self._zero_gradients()
             self._optimizer.step()
         self._zero_gradients()
-        free_unused_memory(kind)
+        free_unused_memory(kind, cycles=shortage.met)
         (peak,) = self._group.largest([_DOES_NOT_FIT if shortage.met else used.bytes], self._device)
         return peak
 
