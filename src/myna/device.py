@@ -176,13 +176,15 @@ def memory_in_use(device: str = "cpu") -> int:
     return _process_bytes("VmRSS") or _highest_resident()
 
 
-def free_unused_memory(device: str = "cpu") -> None:
+def free_unused_memory(device: str = "cpu", *, cycles: bool = False) -> None:
     """Hand back to the system what is held and not used.
 
     torch's allocator on CUDA and glibc's on Linux keep freed memory. Without this the next
-    measurement begins with the remains of the last.
+    measurement begins with the remains of the last. With `cycles` also what objects that refer to
+    each other hold, as after an exception; looking for them takes some tenths of a second.
     """
-    gc.collect()
+    if cycles:
+        gc.collect()
     if device.startswith("cuda"):
         import torch
 

@@ -179,8 +179,8 @@ def _train(
         f"{len(held_out_rows):,} held out{'' if held_out_rows else ' (held_out: 0)'}"
     )
 
-    damaged: list[str] = []
-    checkpoint = latest_checkpoint(directory.checkpoints, damaged.append)
+    warnings: list[str] = []
+    checkpoint = latest_checkpoint(directory.checkpoints, warnings.append)
     if not group.agrees(0 if checkpoint is None else checkpoint.state.step, device):
         raise ConfigError(
             f"{directory.path}: the machines of this run have different checkpoints.\n"
@@ -188,6 +188,9 @@ def _train(
             "begin anew, use --fresh on all."
         )
     plans = [MemoryPlan(**plan) for plan in stored_memory_plans(directory)]
+    if plans and plans[0].unit != computation.unit:
+        warnings.append("rows are computed in another way than before; resumed, not bit-identical")
+        plans = []
     measures = not group.agrees(len(plans), device) or not plans
     if measures:
         rows_by_step = rows_of_steps(
@@ -244,7 +247,7 @@ def _train(
             processes=group.size,
         )
         events.emit("plan", **measured)
-        for message in damaged:
+        for message in warnings:
             events.emit("warning", message=message)
         if checkpoint is not None:
             events.emit("resume", step=checkpoint.state.step)

@@ -31,7 +31,7 @@ from myna.ops.attention import TreeLayout, tree_layout
 from myna.ops.cross_entropy import frozen_head_cross_entropy
 
 TOKEN_BUDGET = 8192
-"""Tokens computed at once in a pack where memory does not ask for less: more are not faster."""
+"""Tokens computed at once in a pack where memory does not ask for less."""
 
 
 class Piece(Protocol):
@@ -96,7 +96,11 @@ class Padded:
     pad_id: int
     device: torch.device
     limit_is_set: bool = False
-    unit: Literal["tokens", "rows"] = "rows"
+
+    @property
+    def unit(self) -> Literal["tokens", "rows"]:
+        """See `Computation`."""
+        return "rows"
 
     def cut_at(self, limit: int) -> Self:
         """See `Computation`."""
@@ -187,7 +191,11 @@ class Packed:
     """The last layer ends in the predicting positions; with `fused_head` only."""
     token_budget: int = TOKEN_BUDGET
     """Tokens in a pack at most; the memory planner's to choose."""
-    unit: Literal["tokens", "rows"] = "tokens"
+
+    @property
+    def unit(self) -> Literal["tokens", "rows"]:
+        """See `Computation`."""
+        return "tokens"
 
     @property
     def limit(self) -> int:

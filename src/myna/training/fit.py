@@ -147,7 +147,7 @@ def fit(
 
     def plan_smaller(step: int, part: Part, size: int) -> None:
         """Have the same again computed in less memory; every process comes here together."""
-        free_unused_memory(device.type)
+        free_unused_memory(device.type, cycles=True)
         (size,) = group.largest([size], device)
         try:
             plan = memory.shrink(step, part, size)

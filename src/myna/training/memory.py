@@ -41,9 +41,9 @@ SHARE = 0.9
 what allocators lose between the tensors."""
 
 COMFORTABLE_TOKENS = 1024
-"""Pieces of this size are about as fast per token as larger ones. So steps are cut down to it
-before layers recompute, which costs a third of the arithmetic; below it, recomputing comes first,
-for every piece reads all weights once more."""
+"""Every piece reads all weights once more, which is little beside the arithmetic of so many tokens.
+So steps are cut down to this size before layers recompute, which costs a third of the arithmetic;
+below it, recomputing comes first."""
 
 COUNTED_ROWS = 250_000
 """Rows of the run that are looked at to find the largest piece: about a second of work. A larger
@@ -359,7 +359,7 @@ class _Trials:
         """Take what stays taken during a run, and measure it."""
         kind = self._device.type
         sharing = self._group.local_size if kind == "cpu" else 1
-        free_unused_memory(kind)
+        free_unused_memory(kind, cycles=True)
         budget = memory_in_use(kind) + int(SHARE * memory_available(kind) / sharing)
         (below,) = self._group.largest([-budget], self._device)
         self.budget = -below
@@ -424,7 +424,7 @@ class _Trials:
             self._zero_gradients()
             self._optimizer.step()
         self._zero_gradients()
-        free_unused_memory(kind)
+        free_unused_memory(kind, cycles=shortage.met)
         (peak,) = self._group.largest([_DOES_NOT_FIT if shortage.met else used.bytes], self._device)
         return peak
 
