@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from myna.cli import demo
@@ -36,32 +37,61 @@ def test_the_voice_is_learned_and_carries_over_to_held_out_questions(tmp_path: P
     assert courtly.text != plain.text and courtly.stopped and plain.stopped
 
 
-def train_in(dtype: str, seed: int, folder: Path) -> tuple[float, float]:
-    """Last held-out loss of a demo with 60 of its rows held out, and its share of good answers."""
+def train_in(dtype: str, folder: Path, **changes: float) -> tuple[list[float], Path]:
+    """Held-out losses of a demo with 60 of its rows held out, one an epoch, and its run."""
     resolved = demo.demo_config(folder)
     changed = resolved.config.model_copy(
         update={
             "dtype": dtype,
             "held_out": 60,
-            "train": resolved.config.train.model_copy(update={"seed": seed}),
+            "train": resolved.config.train.model_copy(update=changes),
         }
     )
     run = train(replace(resolved, config=changed), console=Console(quiet=True)).directory
-    losses = [event["loss"] for event in read_events(run.events) if event["event"] == "eval"]
-    assert len(losses) == 7, "one evaluation an epoch"
+    return [e["loss"] for e in read_events(run.events) if e["event"] == "eval"], run.path
+
+
+def share_in_voice_and_right(run: Path) -> float:
     rows = load_held_out()
-    return losses[-1], summarize(demo.score(rows, demo.answer_rows(str(run.path), rows))).both
+    return summarize(demo.score(rows, demo.answer_rows(str(run), rows))).both
 
 
 @pytest.mark.full
-def test_bfloat16_ends_where_float32_does(tmp_path: Path) -> None:
-    """The same rows held out, the same order of rows and first adapter for both, by the seed."""
-    found = {
-        dtype: [train_in(dtype, seed, tmp_path / f"{dtype}-{seed}") for seed in (1, 2, 3)]
+def test_bfloat16_has_the_loss_curve_of_float32(tmp_path: Path) -> None:
+    """Within 1 % on average over seeds, while there is a loss: at a tenth of the demo's rate.
+
+    At the demo's own rate next to nothing is left, and what is left differs more from seed to seed.
+    """
+    curves = {
+        dtype: torch.tensor(
+            [
+                train_in(
+                    dtype, tmp_path / f"{dtype}-{seed}", seed=seed, epochs=3, learning_rate=2e-4
+                )[0]
+                for seed in (1, 2, 3)
+            ]
+        ).mean(0)
         for dtype in ("float32", "bfloat16")
     }
-    print(found)
-    losses = {dtype: sum(loss for loss, _ in runs) / 3 for dtype, runs in found.items()}
-    shares = {dtype: sum(share for _, share in runs) / 3 for dtype, runs in found.items()}
-    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01), found
-    assert abs(shares["bfloat16"] - shares["float32"]) <= 0.03, found
+    print(curves)
+    assert len(curves["float32"]) == 3 and curves["float32"][2] < 0.5 * curves["float32"][0]
+    torch.testing.assert_close(curves["bfloat16"], curves["float32"], rtol=0.01, atol=0)
+
+
+@pytest.mark.full
+def test_bfloat16_learns_what_float32_does(tmp_path: Path) -> None:
+    """The demo as it is: the loss of some 7 is gone, and the scores are within 3 points.
+
+    Measured over these seeds: 0.0017 to 0.0042 in float32, 0.0029 to 0.0037 in bfloat16; 93.6 and
+    91.9 % in voice and right.
+    """
+    shares = {}
+    for dtype in ("float32", "bfloat16"):
+        found = []
+        for seed in (1, 2, 3):
+            losses, run = train_in(dtype, tmp_path / f"{dtype}-{seed}", seed=seed)
+            assert losses[-1] < 0.01
+            found.append(share_in_voice_and_right(run))
+        shares[dtype] = sum(found) / len(found)
+    print(shares)
+    assert abs(shares["bfloat16"] - shares["float32"]) <= 0.03
