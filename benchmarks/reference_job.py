@@ -531,6 +531,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
+    if "OMP_PROC_BIND" in os.environ:
+        # It binds this process to its first core, and every child inherits that one core.
+        fail("OMP_PROC_BIND is set; unset it, or all contenders share one core.")
     if options.shape == "tiny" and options.results == RESULTS:
         fail("--shape tiny measures nothing: name another file by --results.")
     for name in options.workload or ([] if options.picture else ["A"]):
