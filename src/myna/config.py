@@ -107,6 +107,9 @@ class TrainConfig(Part):
     ] = "auto"
     """Layers that recompute their activations in the backward pass, which takes less memory and
     more time: `none`, `all`, a number of layers, or `auto`: as few as the memory allows."""
+    compile: bool = False
+    """Compile each decoder layer with torch.compile: about a minute before the first step, then
+    fewer and larger kernels. On a CPU it needs a C++ compiler."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of row order, dropout, initial adapter and held-out split."""
     eval_steps: int | None = Field(None, ge=1)

@@ -59,6 +59,7 @@ ALIASES: dict[str, str] = {
     "max_seq_len": "train.max_length",
     "save_total_limit": "train.keep_checkpoints",
     "max_norm": "train.max_grad_norm",
+    "torch_compile": "train.compile",
 }
 """Name in the tutorial, transformers, trl, peft, LLaMA-Factory, Axolotl, ms-swift … -> our name."""
 

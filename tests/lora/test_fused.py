@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from myna.lora.fused import FusedLoraLinear, fuse
+from myna.lora.fused import FusedLoraLinear, fuse, prepack_weights, prepacking
 from myna.lora.inject import adapter_layers
 
 MakeModel = Callable[..., LlamaForCausalLM]
@@ -178,3 +178,30 @@ def test_under_autocast_it_is_pefts(make_model: MakeModel) -> None:
 def test_fusing_twice_changes_nothing(make_model: MakeModel) -> None:
     model = adapted(make_model())
     assert fuse(model) == fuse(model) == 14
+
+
+def test_prepacked_weights_change_neither_loss_nor_gradients(make_model: MakeModel) -> None:
+    model = adapted(make_model(torch.bfloat16))
+    fuse(model)
+    use, why = prepacking(model, 32, free_bytes=10**9)
+    if why.endswith("no such layouts for them"):
+        pytest.skip("this CPU or torch has no prepacked bfloat16 products")
+    assert use or why.endswith("is too little")
+    loss, gradients = loss_and_gradients(model)
+    prepack_weights(model, 32)
+    packed_loss, found = loss_and_gradients(model)
+    assert packed_loss.item() == pytest.approx(loss.item(), rel=1e-2)
+    assert largest_error(found, gradients) < 5e-2  # bfloat16, summed in another order
+
+
+def test_weights_are_not_prepacked_where_that_is_not_possible(make_model: MakeModel) -> None:
+    exact = adapted(make_model())
+    fuse(exact)
+    assert prepacking(exact, 32, 10**9) == (
+        False,
+        "weights are not prepacked: no such layouts for them",
+    )
+    model = adapted(make_model(torch.bfloat16))
+    fuse(model)
+    use, why = prepacking(model, 32, free_bytes=10)
+    assert not use and why.endswith(("GB more do not fit", "no such layouts for them"))

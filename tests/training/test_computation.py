@@ -18,6 +18,7 @@ from myna.training.computation import (
     Padded,
     PiecesAhead,
     choose_computation,
+    compile_layers,
     layers_to_recompute,
     recompute_activations,
 )
@@ -179,3 +180,26 @@ def test_pieces_made_ahead_are_those_that_are_asked_for() -> None:
         ahead.begin(large, [99])
         with pytest.raises(IndexError):
             ahead.take(large, [99])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_compiled_layers_have_the_same_gradients(dropout: float) -> None:
+    model = tiny("Llama").train()
+    for module in model.modules():
+        if isinstance(module, peft.tuners.lora.Linear):
+            module.lora_dropout["default"] = nn.Dropout(dropout)
+    fuse(model)
+    fuse_frozen(model)
+    computation, how = choose_computation(
+        model, micro_batch_size=None, padded_rows=2, pad_id=0, device=CPU
+    )
+    assert isinstance(computation, Packed) and computation.short_last_layer, how
+    examples = rows()
+    wanted = [gradients(model, computation, examples[:number]) for number in (4, 2)]
+    assert compile_layers(model) == 2
+    for expected, number in zip(wanted, (4, 2), strict=True):
+        found = gradients(model, computation, examples[:number])
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name

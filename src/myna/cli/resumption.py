@@ -67,6 +67,11 @@ def stored_memory_plans(directory: RunDir) -> list[dict[str, Any]]:
     return [plan["memory"], *plan["replans"]]
 
 
+def stored_prepacking(directory: RunDir) -> dict[str, Any] | None:
+    """Whether the run began with prepacked weights, and why; None for a new run."""
+    return (_read_plan(directory) or {}).get("prepacked")
+
+
 def write_description(
     directory: RunDir,
     resolved: ResolvedConfig,

@@ -26,6 +26,7 @@ from myna.cli.resumption import (
     replans_noted,
     stored_compute,
     stored_memory_plans,
+    stored_prepacking,
     write_description,
 )
 from myna.cli.terminal import console as terminal
@@ -38,14 +39,14 @@ from myna.device import choose_compute, failing_allocations
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError
 from myna.lora.adapter_file import inject_from, read_adapter
-from myna.lora.fused import fuse
+from myna.lora.fused import fuse, prepack_weights, prepacking
 from myna.lora.initial import check_init
 from myna.lora.inject import Injected, inject
 from myna.models.frozen import fuse_frozen
 from myna.models.load import load_model
 from myna.run_dir import RUNS, RunDir, next_free
 from myna.training.checkpoint import latest_checkpoint
-from myna.training.computation import choose_computation
+from myna.training.computation import choose_computation, compile_layers
 from myna.training.events import EventLog
 from myna.training.fit import FitResult, FitSettings, fit
 from myna.training.memory import MemoryPlan, plan_memory
@@ -160,6 +161,11 @@ def _train(
         pad_id=prepared.loaded.special.pad_id,
         device=device,
     )
+    if config.train.compile and compile_layers(injected.model) == 0:
+        raise ConfigError(
+            "train.compile is true, but this model's layers are not built as those of transformers "
+            "5, and they cannot be compiled.\n  Use compile: false."
+        )
     settings = _fit_settings(config.train)
     total_steps = settings.total_steps(len(train_rows))
 
@@ -212,12 +218,22 @@ def _train(
             )
         plans = [first]
     console.print(f"memory: {plans[0]}")
+    prepacked = stored_prepacking(directory)
+    tokens = plans[0].largest_piece or plans[0].limit
+    if prepacked is None:
+        free = (plans[0].budget_bytes or 0) - (plans[0].expected_peak_bytes or 0)
+        use, why = prepacking(injected.model, tokens, free)
+        prepacked = {"use": not group.any(not use, device), "reason": why}
+    if prepacked["use"]:
+        prepack_weights(injected.model, tokens)
+        console.print(prepacked["reason"])
     measured = {
         "device": compute.device,
         "dtype": compute.dtype,
         "reason": compute.reason,
         "computation": how,
         "memory": plans[0].to_json(),
+        "prepacked": prepacked,
     }
     if measures and writes:
         write_description(

@@ -1,8 +1,9 @@
 """peft's LoRA layers computed by `ops.lora_linear`.
 
-Owns which layers that is and what stays peft's: whatever is not one plain adapter on a frozen
-linear layer (DoRA, merged or disabled adapters, several at once, quantised or offloaded weights,
-autocast) goes through peft's own forward. Parameters, names and files are peft's in any case.
+Owns which layers that is, whether their weights are prepacked, and what stays peft's: whatever is
+not one plain adapter on a frozen linear layer (DoRA, merged or disabled adapters, several at once,
+quantised or offloaded weights, autocast) goes through peft's own forward. Parameters, names and
+files are peft's in any case.
 """
 
 from typing import Any
@@ -12,6 +13,11 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
 from myna.ops.lora_linear import lora_linear
+from myna.ops.prepacked import Prepacked, can_prepack, gain, prepack
+
+WORTH_ITS_MEMORY = 1.15
+"""Times as fast as plain products that prepacked ones have to be to take two copies of the weights.
+On Zen 4 they are 1.05 to 1.07 times as fast (`benchmarks/README.md`)."""
 
 
 def fuse(model: nn.Module) -> int:
@@ -36,8 +42,39 @@ def fuse(model: nn.Module) -> int:
     return len(layers)
 
 
+def prepacking(model: nn.Module, tokens: int, free_bytes: int) -> tuple[bool, str]:
+    """Whether to `prepack_weights`, and why: measured for packs of `tokens` on the largest weight.
+
+    No where torch has no such layouts for these weights, where their two copies do not fit into
+    `free_bytes`, or where the gain is less than `WORTH_ITS_MEMORY`.
+    """
+    weights = [layer.base_layer.weight for layer in _fused_layers(model)]
+    if not weights or not all(map(can_prepack, weights)):
+        return False, "weights are not prepacked: no such layouts for them"
+    copies = 2 * sum(weight.nbytes for weight in weights)
+    if copies > free_bytes:
+        return False, f"weights are not prepacked: {copies / 1e9:.1f} GB more do not fit"
+    times = gain(max(weights, key=torch.numel), tokens)
+    if times < WORTH_ITS_MEMORY:
+        return False, f"weights are not prepacked: {times:.2f} times as fast is too little"
+    return True, f"weights are prepacked: {times:.2f} times as fast, {copies / 1e9:.1f} GB more"
+
+
+def prepack_weights(model: nn.Module, tokens: int) -> None:
+    """Let fused layers multiply by prepacked copies of their frozen weights."""
+    for layer in _fused_layers(model):
+        layer.prepacked = prepack(layer.base_layer.weight, tokens)
+
+
+def _fused_layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, FusedLoraLinear)]
+
+
 class FusedLoraLinear(Linear):
     """peft's LoRA layer with a forward in one operation for the plain case; made by `fuse`."""
+
+    prepacked: Prepacked | None = None
+    """Copies of the base layer's weight, by `prepack_weights`."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """(..., I) to (..., O), as peft's."""
@@ -57,6 +94,7 @@ class FusedLoraLinear(Linear):
             layer.scaling[name],
             p,
             int(torch.randint(1 << 62, ())) if p else 0,
+            self.prepacked,
         )
 
     def _is_plain(self, x: Tensor) -> bool:

@@ -61,7 +61,8 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
     copies of their configs for the time of the block: transformers shares config objects between
     models, and the others must not switch with this one.
     """
-    AttentionInterface.register(NAME, _attend)
+    # Never traced: a compiled layer calls it as it is.
+    AttentionInterface.register(NAME, torch.compiler.disable(_attend))
     # Not getattr: peft's wrappers answer for the modules inside them.
     given = [
         (module, module.__dict__["config"])

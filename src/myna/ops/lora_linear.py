@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from myna.ops.prepacked import Prepacked, linear
+
 _LEVELS = 1 << 16
 """A mask is drawn with 16 bits an element: 1 ms for 640 x 4096 on two Zen5 cores, where torch's own
 bernoulli takes 11 ms and the layer's product 23 ms."""
@@ -28,6 +30,7 @@ def lora_linear(
     scaling: float,
     dropout_p: float = 0.0,
     seed: int = 0,
+    prepacked: Prepacked | None = None,
 ) -> Tensor:
     """`x Wᵀ + b + scaling (drop(x) Aᵀ) Bᵀ`, shape (..., O), in x's dtype.
 
@@ -35,13 +38,14 @@ def lora_linear(
     (O, R) may be float32 beside a bfloat16 x and are rounded to its dtype for the products, which
     accumulate in float32; their gradients come in their own dtype. `drop` zeroes elements with
     probability `dropout_p` (to 1/65536) and divides by what is kept; the mask is a function of
-    `seed` (0 or above) and the shape of x, for one kind of device. Differentiable once.
+    `seed` (0 or above) and the shape of x, for one kind of device. With `prepacked`, the layouts of
+    this very weight, products with W use them. Differentiable once.
 
     Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
     """
     assert not weight.requires_grad and not (bias is not None and bias.requires_grad), "not frozen"
     assert 0 <= dropout_p < 1 and seed >= 0, f"dropout {dropout_p}, seed {seed}"
-    return _LoraLinear.apply(x, weight, bias, A, B, scaling, dropout_p, seed)  # type: ignore[no-any-return, no-untyped-call] # torch's apply has no types
+    return _LoraLinear.apply(x, weight, bias, A, B, scaling, dropout_p, seed, prepacked)  # type: ignore[no-any-return, no-untyped-call] # torch's apply has no types
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -70,16 +74,20 @@ class _LoraLinear(torch.autograd.Function):
         scaling: float,
         dropout_p: float,
         seed: int,
+        prepacked: Prepacked | None,
     ) -> Tensor:
         """See the class."""
         rows = x.reshape(-1, x.shape[-1])
         mask, kept = _mask(rows, dropout_p, seed)
         u = A.to(x.dtype) @ (rows if mask is None else rows * mask).T
         u *= scaling / kept
-        y = torch.mm(rows, weight.T) if bias is None else torch.addmm(bias, rows, weight.T)
+        if prepacked is not None:
+            y = linear(rows, prepacked.forward, bias)
+        else:
+            y = torch.mm(rows, weight.T) if bias is None else torch.addmm(bias, rows, weight.T)
         y.addmm_(u.T, B.to(x.dtype).T)
         ctx.save_for_backward(x, weight, A, B, u)
-        ctx.given = scaling, dropout_p, seed
+        ctx.given = scaling, dropout_p, seed, prepacked
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -87,7 +95,7 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See the class."""
         x, weight, A, B, u = ctx.saved_tensors
-        scaling, dropout_p, seed = ctx.given
+        scaling, dropout_p, seed, prepacked = ctx.given
         needs_x, _, _, needs_A, needs_B, *_ = ctx.needs_input_grad
         g = grad.reshape(-1, grad.shape[-1])
         dx = dA = dB = None
@@ -101,13 +109,13 @@ class _LoraLinear(torch.autograd.Function):
             if needs_A:
                 dA = (v @ (rows if mask is None else rows * mask)).to(A.dtype)
             if needs_x:
-                dx = g @ weight
+                dx = g @ weight if prepacked is None else linear(g, prepacked.backward)
                 if mask is None:
                     dx.addmm_(v.T, A.to(x.dtype))
                 else:
                     dx.addcmul_(v.T @ A.to(x.dtype), mask)
                 dx = dx.view(x.shape)
-        return dx, None, None, dA, dB, None, None, None
+        return dx, None, None, dA, dB, None, None, None, None
 
 
 def _mask(rows: Tensor, dropout_p: float, seed: int) -> tuple[Tensor | None, float]:

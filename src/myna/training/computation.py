@@ -341,6 +341,19 @@ def layers_to_recompute(model: nn.Module) -> list[GradientCheckpointingLayer]:
     ]
 
 
+def compile_layers(model: nn.Module) -> int:
+    """Let every decoder layer be compiled by torch when it is first called; their number.
+
+    One layer's code serves all, so the wait does not grow with the model. Token counts are symbols:
+    packs of another size do not compile again. Attention over trees stays as it is, and so do LoRA
+    layers with dropout, whose masks are drawn outside of torch.
+    """
+    layers = layers_to_recompute(model)
+    for layer in layers:
+        layer.compile(dynamic=True)
+    return len(layers)
+
+
 def recompute_activations(model: nn.Module, num_layers: int) -> None:
     """Let the `num_layers` lowest layers keep only their input and compute the rest again.
 
