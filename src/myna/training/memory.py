@@ -115,11 +115,13 @@ class Ladder:
     limit_is_set: bool
     layers_are_set: bool
 
-    def below(self, limit: int, layers: int, size: int, part: Part = "step") -> tuple[int, int]:
+    def below(
+        self, limit: int, layers: int, size: int, part: Part = "step", *, nearly: bool = False
+    ) -> tuple[int, int]:
         """The next limit and number of layers, where pieces have `size` at most.
 
-        The same again at the bottom. An evaluation keeps no activations, so recomputing does not
-        help it.
+        The same again at the bottom. A quarter of the layers at a time, or one where it should
+        `nearly` fit. An evaluation keeps no activations, so recomputing does not help it.
         """
         more_layers = not self.layers_are_set and part == "step" and layers < self.num_layers
         floor = self.comfortable if more_layers else self.smallest
@@ -127,7 +129,8 @@ class Ladder:
         if not self.limit_is_set and halved < min(limit, size):
             return halved, layers
         if more_layers:
-            return limit, min(self.num_layers, layers + math.ceil(self.num_layers / 4))
+            more = 1 if nearly else math.ceil(self.num_layers / 4)
+            return limit, min(self.num_layers, layers + more)
         return limit, layers
 
 
@@ -276,12 +279,13 @@ def plan_memory(
         rows = max(([*step], [longest]), key=lambda rows: trials.largest(limit, rows)[:2])
         _, _, size, largest_rows = trials.largest(limit, rows)
         estimate = _Estimate(trials, ladder, limit, size, largest_rows)
-        if not (ladder.limit_is_set and ladder.layers_are_set) and len(largest_rows) > 1:
+        estimated = not (ladder.limit_is_set and ladder.layers_are_set) and len(largest_rows) > 1
+        if estimated:
             limit, layers, reason = estimate.choose(limit, layers)
         while True:
             tokens, _, size, largest_rows = trials.largest(limit, rows)
             peak = trials.peak(limit, layers, largest_rows)
-            lower = ladder.below(limit, layers, size)
+            lower = ladder.below(limit, layers, size, nearly=estimated)
             if peak <= trials.budget or (lower == (limit, layers) and peak < _DOES_NOT_FIT):
                 break
             if lower == (limit, layers):
