@@ -107,7 +107,12 @@ def test_one_command_from_rows_to_an_adapter_and_what_a_person_reads(
     config = (directory / "config.yaml").read_text()
     assert f"rank: 4  # {job.name} line 5" in config and "  seed: 42  # default" in config
     plan = json.loads((directory / "plan.json").read_text())
-    assert plan.keys() == {"device", "dtype", "reason", "computation", "memory", "replans"}
+    measured = {"device", "dtype", "reason", "computation", "memory", "prepacked"}
+    assert plan.keys() == measured | {"replans"}
+    assert plan["prepacked"] == {
+        "use": False,
+        "reason": "weights are not prepacked: no such layouts for them",
+    }
     assert plan["dtype"] == "float32" and plan["computation"].startswith("packs of shared prefixes")
     assert (plan["memory"]["limit"], plan["memory"]["layers_recomputed"]) == (8192, 0)
     assert plan["memory"]["expected_peak_bytes"] < plan["memory"]["budget_bytes"]

@@ -123,8 +123,11 @@ def test_three_layers_on_one_input_keep_it_once() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        for seed in range(3):
+        outputs = [  # held, or the memory of one layer would be taken again by the next
             lora_linear(x, given["weight"], None, given["A"], given["B"], SCALING, 0.1, seed)
+            for seed in range(3)
+        ]
+    assert len(outputs) == 3
     weights = sum(given[n].untyped_storage().nbytes() for n in ("weight", "A", "B"))
     # x in bfloat16 once, and (T, R) numbers of each layer; no mask.
     assert sum(storages.values()) - weights == 64 * 128 * 2 + 3 * 64 * 4 * 2

@@ -67,10 +67,10 @@ def test_the_peak_is_the_expected_one(unlimited: dict[str, Any]) -> None:
     plan = unlimited["plan"]
     assert (plan["limit"], plan["layers_recomputed"], plan["pieces"]) == (TOKEN_BUDGET, 0, 1)
     assert unlimited["peak"] == pytest.approx(plan["expected_peak_bytes"], rel=0.15)
-    # Of what comes on top of the model, not only of the whole, most of which is always there.
+    # Of what comes on top of the model too, where the allocator's gaps weigh more.
     taken = plan["expected_peak_bytes"] - unlimited["in_use"]
     assert taken > 100e6
-    assert unlimited["peak"] - unlimited["in_use"] == pytest.approx(taken, rel=0.15)
+    assert unlimited["peak"] - unlimited["in_use"] == pytest.approx(taken, rel=0.3)
     assert unlimited["said"].startswith(
         "steps in 1 pack of at most 686 tokens, no layer recomputed;"
     )

@@ -66,6 +66,13 @@ def prepack_weights(model: nn.Module, tokens: int) -> None:
         layer.prepacked = prepack(layer.base_layer.weight, tokens)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code draws other numbers
+def _with_dropout(*args: Any, **options: Any) -> Tensor:
+    """`lora_linear` under a seed from torch's global CPU generator."""
+    options["seed"] = int(torch.randint(1 << 62, ()))
+    return lora_linear(*args, **options)
+
+
 def _fused_layers(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, FusedLoraLinear)]
 
@@ -85,16 +92,16 @@ class FusedLoraLinear(Linear):
         name = self.active_adapters[0]
         dropout = layer.lora_dropout[name]
         p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-        return lora_linear(
+        compute = _with_dropout if p else lora_linear
+        return compute(
             x,
             layer.base_layer.weight,
             layer.base_layer.bias,
             layer.lora_A[name].weight,
             layer.lora_B[name].weight,
             layer.scaling[name],
-            p,
-            int(torch.randint(1 << 62, ())) if p else 0,
-            self.prepacked,
+            dropout_p=p,
+            prepacked=self.prepacked,
         )
 
     def _is_plain(self, x: Tensor) -> bool:

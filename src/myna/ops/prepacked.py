@@ -31,7 +31,7 @@ def can_prepack(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
@@ -67,7 +67,8 @@ def gain(weight: Tensor, tokens: int) -> float:
         linear(x, packed.forward)
         linear(g, packed.backward)
 
-    plain(), with_layouts()  # what is made once
+    plain()  # what is made once
+    with_layouts()
     rounds = [(_seconds(plain), _seconds(with_layouts)) for _ in range(_ROUNDS)]
     return min(before for before, _ in rounds) / min(after for _, after in rounds)
 
