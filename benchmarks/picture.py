@@ -40,6 +40,7 @@ def draw(results: Path, target: Path, workload: str = "A", device: str = "cpu") 
         for league in leagues.values()
     ]
     panels.append(("peak memory, GB", _bars(first, _gigabytes), "{:.1f}"))
+    named = panels[0][1].keys()
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(4.2 * len(panels), 0.72 * len(panels[0][1]) + 1.5), squeeze=False
     )
@@ -55,7 +56,12 @@ def draw(results: Path, target: Path, workload: str = "A", device: str = "cpu") 
         axis.set_title(title, fontsize=12, loc="left")
         axis.set_xlim(0, 1.18 * max(bars.values()))
         axis.spines[["top", "right", "bottom"]].set_visible(False)
-        axis.tick_params(left=False, bottom=False, labelbottom=False, labelleft=number == 0)
+        axis.tick_params(
+            left=False,
+            bottom=False,
+            labelbottom=False,
+            labelleft=number == 0 or bars.keys() != named,
+        )
     figure.text(0.01, 0.02, _caption(first), fontsize=8.5, color="#555555", linespacing=1.4)
     figure.tight_layout(rect=(0, 0.11, 1, 1), w_pad=2)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -258,7 +258,7 @@ def run_league(bench: Bench, names: Sequence[str], dropout: float, rounds: int) 
         "title": workload.title,
         "dropout": dropout,
         "device": device_name(bench.device),
-        "command": " ".join(["python benchmarks/reference_job.py", *sys.argv[1:]]),
+        "command": command(),
         "date": time.strftime("%Y-%m-%d"),
         "hardware": {
             "processor": processor().name,
@@ -286,6 +286,18 @@ def run_league(bench: Bench, names: Sequence[str], dropout: float, rounds: int) 
     }
     report(bench, record)
     return record
+
+
+def command() -> str:
+    """What was asked for, without folders of this machine."""
+    words = ["python benchmarks/reference_job.py"]
+    is_place = False
+    for word in sys.argv[1:]:
+        if word.startswith("--"):
+            is_place = word.partition("=")[0] in ("--data", "--keep", "--results", "--picture")
+        if not is_place:
+            words.append(word)
+    return " ".join(words)
 
 
 def describe_work(
