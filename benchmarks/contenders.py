@@ -108,6 +108,7 @@ def run_myna(job: Job, rows: list[Row], clock: Clock) -> Outcome:
     """
     import torch
 
+    from myna.device import limit_kernel_cache
     from myna.lora.adapter_file import inject_from
     from myna.lora.fused import fuse
     from myna.models.frozen import fuse_frozen
@@ -116,6 +117,7 @@ def run_myna(job: Job, rows: list[Row], clock: Clock) -> Outcome:
     from myna.training.events import EventLog
     from myna.training.fit import FitSettings, fit
 
+    limit_kernel_cache()
     device = torch.device(job.device)
     base = load_model(f"{job.folder}/model", dtype=getattr(torch, job.dtype), device=device)
     model = inject_from(base.model, _adapter_folder(job), dropout=job.dropout).model

@@ -140,7 +140,7 @@ WORKLOADS = {
             64,
             16,
             BLUELM_SMALL,
-            ("1x16", "2x8", "4x4"),
+            ("2x8",),  # rows of nearly one length: how they are cut changes little
             PEERS,
         ),
         Workload(

@@ -1,3 +1,4 @@
+import os
 import re
 import resource
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from myna import device
-from myna.device import choose_compute, gemm_rate
+from myna.device import choose_compute, gemm_rate, limit_kernel_cache
 from myna.errors import ConfigError
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -196,3 +197,17 @@ def test_more_than_there_is_fails_rather_than_the_process():
 )
 def test_what_says_that_memory_ran_out(error, answer):
     assert device.is_out_of_memory(error) is answer
+
+
+def test_the_kernel_cache_is_small_unless_the_user_has_set_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, older = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(ours, "")  # so that it is put back afterwards
+    monkeypatch.delenv(ours)
+    monkeypatch.setenv(older, "7")
+    limit_kernel_cache()
+    assert ours not in os.environ
+    monkeypatch.delenv(older)
+    limit_kernel_cache()
+    assert os.environ[ours] == "128"

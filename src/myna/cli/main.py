@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from myna import __version__
+from myna.device import limit_kernel_cache
 from myna.errors import MynaError
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ def _resolve(settings: list[str] | None, flags: Mapping[str, object]) -> "Resolv
 
 def main() -> None:
     """Run a command; errors of ours become one message and an exit code, bugs a traceback."""
+    limit_kernel_cache()
     try:
         app()
     except MynaError as error:
