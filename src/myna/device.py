@@ -115,9 +115,10 @@ def gemm_rate(device: str, dtype: str, *, threads: int = 1) -> float:
 def limit_kernel_cache() -> None:
     """Have oneDNN keep few of the kernels that it makes for every new shape; before the first one.
 
-    Each keeps room of the size of its weights, and each step has its own number of tokens: of the
-    1,024 that oneDNN keeps unasked, a 0.6 billion model held 2 GB after 60 steps. A step needs about
-    70 and makes them in no time worth measuring. What the user has set is left.
+    Each keeps room of the size of its weights, and each step has its own number of tokens: with the
+    1,024 that oneDNN keeps unasked, the memory of a run grows for its first dozens of steps
+    (`benchmarks/README.md`). A step needs about 70 and makes them in no time worth measuring. What
+    the user has set is left.
     """
     if not {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"} & set(os.environ):
         os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "128"
