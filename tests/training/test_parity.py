@@ -4,7 +4,6 @@ Everything that a step goes through is ours on one side (trees, packs, attention
 head without logits), and nothing of ours on the other but BlueLM's model code.
 """
 
-import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -135,7 +134,7 @@ def adapted(family: str, dropout: float = 0.0, layers: int = 2) -> PeftModel:
         model = kind._from_config(config, attn_implementation="eager", dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
             else:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
         lora = LoraConfig(
@@ -202,20 +201,15 @@ class InFloat64(TorchFunctionMode):
         return func(*args, **given)
 
 
-def textbook_step(
-    family: str, rows: Sequence[Example], *, alone: bool = False, exact: bool = True
-) -> Step:
-    """Rows padded together (or each alone), transformers' and peft's forward, torch's loss.
-
-    In float64, or not `exact`, as the model is: what float32 itself loses on these rows.
-    """
-    model = textbook(family) if exact else adapted(family)
+def textbook_step(family: str, rows: Sequence[Example], *, alone: bool = False) -> Step:
+    """Rows padded together (or each alone), transformers' and peft's forward, torch's loss."""
+    model = textbook(family)
     total, trained = torch.zeros((), dtype=torch.float64), 0
     for batch in [[one] for one in rows] if alone else [rows]:
         input_ids, mask, labels = padded(batch)
-        with InFloat64() if exact else contextlib.nullcontext():
+        with InFloat64():
             logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-        assert logits.dtype == (torch.float64 if exact else torch.float32)
+        assert logits.dtype == torch.float64
         total = total + summed_cross_entropy(logits, labels)
         trained += int((labels != -100).sum())
     loss = total / trained
@@ -278,13 +272,15 @@ def test_a_packed_step_is_the_textbooks(family: str, shape: str) -> None:
     assert worst[1] <= 1e-5, worst
 
 
-TOKENS = st.integers(3, 6)  # so few that rows also share by chance
-
-
 @st.composite
 def forests(draw: st.DrawFn) -> list[Example]:
-    """Rows that go on from a part of an earlier one, with several answers and duplicates."""
-    sizes = st.one_of(st.integers(0, 4), st.integers(0, 25))
+    """Rows that go on from a part of an earlier one, with several answers and duplicates.
+
+    The ids are random ones out of few beginnings, so that rows share by chance as well. (Rows drawn
+    id by id shrink to one token repeated, whose gradients cancel: float32 itself loses 1e-5 there.)
+    """
+    sizes = st.one_of(st.integers(1, 4), st.integers(1, 25))
+    seeds = st.integers(0, 5)
     rows: list[Example] = []
     for _ in range(draw(st.integers(1, 6))):
         start: tuple[int, ...] = ()
@@ -292,10 +288,9 @@ def forests(draw: st.DrawFn) -> list[Example]:
             earlier = draw(st.sampled_from(rows))
             whole = earlier.prompt_ids + earlier.completion_ids
             start = whole[: draw(st.integers(0, len(whole)))]
-        size = max(draw(sizes), not start)
-        prompt = (*start, *draw(st.lists(TOKENS, min_size=size, max_size=size)))
+        prompt = (*start, *ids(draw(sizes), draw(seeds)))
         for _ in range(draw(st.sampled_from([1, 1, 1, 2, 4]))):
-            answer = draw(st.lists(TOKENS, min_size=1, max_size=8))
+            answer = ids(draw(st.integers(1, 8)), draw(seeds))
             rows += [row(prompt, answer)] * draw(st.sampled_from([1, 1, 1, 2]))
     return rows
 
@@ -312,32 +307,14 @@ def test_a_long_prefix_is_multiplied_as_it_lies_and_is_exact(family: str) -> Non
 
 
 def check_forest(family: str, rows: list[Example]) -> None:
-    """Within 1e-5, beside the rounding of the whole gradient: some tensors have next to none.
-
-    Queries and keys have none at all where every token sees itself only. A few forests (one token
-    after another out of four ids) are so ill-conditioned that transformers and peft lose more than
-    1e-5 in float32 themselves; there the bound is four times what they lose.
-    """
     loss, found = packed_step(family, rows)
     wanted_loss, wanted = textbook_step(family, rows)
     assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    # Queries and keys have no gradient where every token sees itself only, and next to none where
+    # most do: beside 1e-5 of its own, a tensor may have the rounding of the whole gradient.
     rounding = 1e-7 * torch.stack([g.norm() for g in wanted.values()]).norm()
-
-    def outside(tolerance: float) -> list[str]:
-        return [
-            name
-            for name, g in wanted.items()
-            if (found[name] - g).norm() > tolerance * g.norm() + rounding
-        ]
-
-    if outside(1e-5):
-        theirs = textbook_step(family, rows, exact=False)[1]
-        lost = max(
-            ((theirs[name] - g).norm() - rounding) / g.norm()
-            for name, g in wanted.items()
-            if g.norm() > rounding
-        ).item()
-        assert 2.5e-6 < lost < 1e-4 and not outside(4 * lost)
+    for name, g in wanted.items():
+        assert (found[name] - g).norm() <= 1e-5 * g.norm() + rounding, name
 
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma2"])
