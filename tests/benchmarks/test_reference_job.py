@@ -26,7 +26,7 @@ def test_equal_losses_then_figures_then_picture(tmp_path: Path) -> None:
     pytest.importorskip("trl")
     results, picture = tmp_path / "results.json", tmp_path / "picture.png"
     arguments = ["--rounds", 1, "--results", results, "--picture", picture]
-    done = run("--data", HUANHUAN, "--dropout", 0, 0.1, *arguments)
+    done = run("--workload", "A", "--data", HUANHUAN, "--dropout", 0, 0.1, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     stored = json.loads(results.read_text())
     assert list(stored) == ["A, dropout 0, cpu", "A, dropout 0.1, cpu"]

@@ -216,7 +216,8 @@ def test_the_largest_piece_of_the_run_is_tried(computation: Packed | Padded, exp
     assert str(plan).startswith(expected)
     assert plan.budget_bytes is not None and plan.expected_peak_bytes is not None
     assert plan.expected_peak_bytes < plan.budget_bytes
-    assert str(plan).endswith("GB") and " MB expected of " in str(plan)
+    # MB in a process of its own, GB after a thousand other tests.
+    assert re.search(r"; peak [\d.,]+ [MG]B expected of [\d.,]+ GB$", str(plan))
 
 
 @pytest.mark.parametrize(("checkpointing", "layers"), [("none", 0), (1, 1), (2, 2), ("all", 2)])
