@@ -127,7 +127,6 @@ def _rows(
     columns = min(len(head_weight), max(256, elements // n // 256 * 256))
     products = hidden.new_empty(n * columns)
     tile = hidden.new_empty(n * columns, dtype=exact)
-    part = torch.empty_like(hidden)
     column = targets[:, None]  # (N, 1)
     m = hidden.new_full((n, 1), -torch.inf, dtype=exact)
     total = hidden.new_zeros((n, 1), dtype=exact)
@@ -143,8 +142,9 @@ def _rows(
         if softcap is None and bias is None:
             greatest = (a if scale >= 0 else -a).amax(1, keepdim=True).to(exact) * abs(scale)
             before, m = m, torch.maximum(m, greatest * _LOG2_E)
-            # Converted apart: torch adds two dtypes five times slower than it converts one.
-            torch.add(-m, z.copy_(a), alpha=scale * _LOG2_E, out=z)  # z - m
+            # Converted apart: torch is slow at adding two dtypes.
+            widened = a if a.dtype == exact else z.copy_(a)
+            torch.add(-m, widened, alpha=scale * _LOG2_E, out=z)  # z - m
         else:
             z.copy_(a)
             if bias is not None:
@@ -173,7 +173,7 @@ def _rows(
             G.addmm_(e, W)
         else:
             # The products are done with: their memory takes e in the head's dtype.
-            G += torch.mm(a.copy_(e), W, out=part)
+            G += a.copy_(e) @ W
 
     lse = m + total.log2()
     losses = ((lse - z_target) / _LOG2_E).squeeze(1)
