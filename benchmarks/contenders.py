@@ -13,6 +13,7 @@ warm-up, the loss of a step normalised by all its trained tokens, no logging, no
     liger      peft's contender with Liger's kernels (CUDA)
     unsloth    Unsloth's model under trl's trainer (CUDA)
     myna       the library calls of `myna train`
+    myna_compiled  the same with train.compile (CUDA)
 """
 
 import importlib.util
@@ -26,7 +27,7 @@ from typing import Any
 from workloads import PAD, SEED, Row, examples_of, read_rows, steps_of
 
 LEARNING_RATE = 1e-4  # the tutorial's
-ON_CUDA_ONLY = ("liger", "unsloth")
+ON_CUDA_ONLY = ("liger", "unsloth", "myna_compiled")
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ def run_myna(job: Job, rows: list[Row], clock: Clock) -> Outcome:
 
     from myna.device import limit_kernel_cache
     from myna.lora.adapter_file import inject_from
-    from myna.lora.fused import fuse
+    from myna.lora.fused import fuse, fuse_projections
     from myna.models.frozen import fuse_frozen
     from myna.models.load import load_model
-    from myna.training.computation import choose_computation
+    from myna.training.computation import FILLED_TO, choose_computation, compile_layers
     from myna.training.events import EventLog
     from myna.training.fit import FitSettings, fit
 
@@ -123,9 +124,19 @@ def run_myna(job: Job, rows: list[Row], clock: Clock) -> Outcome:
     model = inject_from(base.model, _adapter_folder(job), dropout=job.dropout).model
     fuse(model)
     fuse_frozen(model)
+    compiles, on_cuda = job.contender == "myna_compiled", device.type == "cuda"
+    if on_cuda and not compiles:
+        fuse_projections(model)
     computation, how = choose_computation(
-        model, micro_batch_size=None, padded_rows=8, pad_id=PAD, device=device
+        model,
+        micro_batch_size=None,
+        padded_rows=8,
+        pad_id=PAD,
+        device=device,
+        multiple=FILLED_TO if on_cuda and compiles else 1,
     )
+    if compiles:
+        compile_layers(model, fixed_sizes=on_cuda)
     settings = FitSettings(
         epochs=1,
         max_steps=job.num_steps,
@@ -393,6 +404,7 @@ RUN = {
     "liger": run_trainer,
     "unsloth": run_trl,
     "myna": run_myna,
+    "myna_compiled": run_myna,
 }
 
 

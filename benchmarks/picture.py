@@ -15,6 +15,7 @@ LABELS = {
     "liger": "peft + Liger",
     "unsloth": "Unsloth",
     "myna": "myna",
+    "myna_compiled": "myna, compiled",
 }
 PEERS, OURS = "#a9b4c2", "#2a6f5e"
 
@@ -49,7 +50,7 @@ def draw(results: Path, target: Path, workload: str = "A", device: str = "cpu") 
         drawn = axis.barh(
             [LABELS[name] for name in names],
             [bars[name] for name in names],
-            color=[OURS if name == "myna" else PEERS for name in names],
+            color=[OURS if name.startswith("myna") else PEERS for name in names],
             height=0.68,
         )
         axis.bar_label(drawn, [text.format(bars[name]) for name in names], padding=4, fontsize=11)

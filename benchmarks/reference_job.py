@@ -353,7 +353,7 @@ def summary(
     samples = sorted(time for run in runs for time in run.step_seconds[warm_up:])
     counted = {name: sum(values[warm_up:]) for name, values in work.items()}
     return {
-        "variant": f"{job.dtype}, {_variant(job)}" if job.contender != "myna" else job.dtype,
+        "variant": f"{job.dtype}, {_variant(job)}" if not job.contender.startswith("myna") else job.dtype,
         "notes": runs[0].notes,
         "samples_per_second": counted["rows"] / seconds,
         "tokens_per_second": counted["tokens"] / seconds,

@@ -92,7 +92,7 @@ class Workload:
             self,
             num_rows=3729 if self.name == "A" else self.num_rows,
             shape=self.shape if self.name == "L" else LLAMA_7B,
-            contenders=("tutorial", "peft", "trl", "liger", "unsloth", "myna"),
+            contenders=("tutorial", "peft", "trl", "liger", "unsloth", "myna", "myna_compiled"),
         )
 
     def tiny(self) -> "Workload":

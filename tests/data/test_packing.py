@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from myna.data.conversation import Place
 from myna.data.encode import Example
 from myna.data.loader import num_targets
-from myna.data.packing import Pack, pack_step, packed_tokens
+from myna.data.packing import Pack, filled, pack_step, packed_tokens
 
 Ids = tuple[int, ...]
 Predictions = Counter[tuple[Ids, int]]
@@ -307,6 +307,22 @@ def test_pack_on_another_device_is_the_same_pack() -> None:
     meta = pack.to(torch.device("meta"))
     tensors = [value for value in vars(meta).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) == 7 and all(tensor.is_meta for tensor in tensors)
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 128])
+@given(FLAT)
+def test_idle_tokens_fill_a_pack_up_and_change_nothing_else(
+    multiple: int, examples: list[Example]
+) -> None:
+    for pack in pack_step(examples, range(len(examples)), token_budget=None):
+        whole = filled(pack, multiple)
+        idle = whole.computed_tokens - pack.computed_tokens
+        assert whole.computed_tokens == len(whole.input_ids) == len(whole.position_ids)
+        assert whole.computed_tokens % multiple == 0 and 0 <= idle < multiple
+        assert predictions_in(whole) == predictions_in(pack)  # contexts and targets, hence the loss
+        assert contexts(whole)[: pack.computed_tokens] == contexts(pack)
+        assert whole.position_ids[pack.computed_tokens :].tolist() == list(range(idle))
+        assert whole.rows == pack.rows and whole.real_tokens == pack.real_tokens
 
 
 @pytest.mark.parametrize("budget", [0, -1])

@@ -13,7 +13,9 @@ MakeModel = Callable[..., LlamaForCausalLM]
 def make_model() -> MakeModel:
     """The same model every time it is called: two layers, grouped heads, untied head."""
 
-    def make(dtype: torch.dtype = torch.float32, *, tied: bool = False) -> LlamaForCausalLM:
+    def make(
+        dtype: torch.dtype = torch.float32, *, tied: bool = False, attention_bias: bool = False
+    ) -> LlamaForCausalLM:
         config = LlamaConfig(
             vocab_size=96,
             hidden_size=48,
@@ -24,6 +26,7 @@ def make_model() -> MakeModel:
             max_position_embeddings=64,
             tie_word_embeddings=tied,
             initializer_range=0.1,
+            attention_bias=attention_bias,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)

@@ -11,7 +11,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from myna.lora.fused import FusedLoraLinear, fuse, prepack_weights, prepacking
+from myna.lora import fused as fused_module
+from myna.lora.fused import (
+    FusedLoraLinear,
+    fuse,
+    fuse_projections,
+    prepack_weights,
+    prepacking,
+)
 from myna.lora.inject import adapter_layers
 
 MakeModel = Callable[..., LlamaForCausalLM]
@@ -205,3 +212,97 @@ def test_weights_are_not_prepacked_where_that_is_not_possible(make_model: MakeMo
     fuse(model)
     use, why = prepacking(model, 32, free_bytes=10)
     assert not use and why.endswith(("GB more do not fit", "no such layouts for them"))
+
+
+def products_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers every call of `lora_linears` computes."""
+    counts: list[int] = []
+    whole = fused_module.lora_linears
+
+    def counting(x: Tensor, weight: Tensor, bias: Any, adapters: Any, *rest: Any, **kw: Any) -> Any:
+        counts.append(len(adapters))
+        return whole(x, weight, bias, adapters, *rest, **kw)
+
+    monkeypatch.setattr(fused_module, "lora_linears", counting)
+    return counts
+
+
+@pytest.mark.parametrize("attention_bias", [False, True])
+def test_projections_of_one_input_are_multiplied_as_one(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, attention_bias: bool
+) -> None:
+    made = make_model(attention_bias=attention_bias)
+    with torch.no_grad():  # they are zero at first and would prove nothing
+        for name, parameter in made.named_parameters():
+            if name.endswith("bias"):
+                parameter.uniform_(-1, 1, generator=torch.Generator().manual_seed(3))
+    model = adapted(made)
+    reference = loss_and_gradients(copy.deepcopy(model).double())
+    fuse(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert fuse_projections(model) == 4  # q, k, v and gate, up in each of two layers
+    assert fuse_projections(model) == 0
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    counts = products_counted(monkeypatch)
+    loss, gradients = loss_and_gradients(model)
+    assert counts == [3, 1, 2, 1] * 2
+    assert loss.item() == pytest.approx(reference[0].item(), rel=1e-6)
+    assert largest_error(gradients, reference[1]) < 1e-5
+
+
+def test_grouped_weights_take_no_memory_of_their_own(make_model: MakeModel) -> None:
+    model = adapted(make_model())
+    fuse(model)
+    fuse_projections(model)
+    layers = [m for m in model.modules() if isinstance(m, FusedLoraLinear) and m.group]
+    storages = {m.base_layer.weight.untyped_storage().data_ptr(): m for m in layers}
+    assert len(layers) == 10 and len(storages) == 4
+    assert sum(m.base_layer.weight.untyped_storage().nbytes() for m in storages.values()) == sum(
+        m.base_layer.weight.nbytes for m in layers
+    )
+
+
+def test_grouped_projections_with_dropout_recompute_to_the_same(make_model: MakeModel) -> None:
+    model = adapted(make_model(), lora_dropout=0.3)
+    fuse(model)
+    fuse_projections(model)
+    torch.manual_seed(1)
+    wanted = loss_and_gradients(model)
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    torch.manual_seed(1)
+    found = loss_and_gradients(model)
+    assert torch.equal(found[0], wanted[0])
+    assert largest_error(found[1], wanted[1]) == 0
+    # Each of the three has a mask of its own.
+    attention: Any = model.get_base_model().model.layers[0].self_attn
+    with torch.no_grad():
+        for layer in (attention.q_proj, attention.k_proj):
+            layer.base_layer.weight.zero_()
+            layer.lora_A["default"].weight.copy_(attention.q_proj.lora_A["default"].weight)
+            layer.lora_B["default"].weight.fill_(1.0)
+        x = torch.randn(9, attention.q_proj.in_features)
+        assert not torch.equal(attention.q_proj(x)[:, :4], attention.k_proj(x)[:, :4])
+
+
+def test_a_grouped_layer_that_is_called_otherwise_computes_alone(make_model: MakeModel) -> None:
+    model = adapted(make_model())
+    alone = copy.deepcopy(model)
+    for one in (model, alone):
+        fuse(one)
+    fuse_projections(model)
+    ours: Any = model.get_base_model().model.layers[0].self_attn
+    theirs: Any = alone.get_base_model().model.layers[0].self_attn
+    draw = torch.Generator().manual_seed(1)
+    x, other = (torch.randn(5, ours.q_proj.in_features, generator=draw) for _ in range(2))
+    for name, given in (("q_proj", x), ("k_proj", other), ("v_proj", x), ("q_proj", x)):
+        torch.testing.assert_close(getattr(ours, name)(given), getattr(theirs, name)(given))
+    moved = copy.deepcopy(model).double()
+    assert moved(input_ids=IDS).logits.dtype == torch.float64
+    with model.disable_adapter(), alone.disable_adapter():
+        torch.testing.assert_close(model(input_ids=IDS).logits, alone(input_ids=IDS).logits)
+
+
+def test_only_some_of_the_projections_have_an_adapter(make_model: MakeModel) -> None:
+    model = adapted(make_model(), target_modules=["q_proj", "v_proj", "up_proj"])
+    fuse(model)
+    assert fuse_projections(model) == 0

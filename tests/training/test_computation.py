@@ -1,5 +1,6 @@
 """How steps are computed: found out by comparing with the model's own loss, on several families."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -182,10 +183,24 @@ def test_pieces_made_ahead_are_those_that_are_asked_for() -> None:
             ahead.take(large, [99])
 
 
+@pytest.mark.parametrize("name", ["Llama", "Gemma2"])
+def test_filled_packs_have_the_same_gradients(name: str) -> None:
+    model = tiny(name, **({} if name == "Llama" else {"head_dim": 8, "sliding_window": 6}))
+    fuse(model)
+    plain = Packed(CPU, fused_head=True)
+    wanted = gradients(model, plain, rows())
+    (pack,) = replace(plain, multiple=32).pieces(rows(), [0, 1, 2, 3])
+    assert pack.computed_tokens == 32 != plain.pieces(rows(), [0, 1, 2, 3])[0].computed_tokens
+    found = gradients(model, replace(plain, multiple=32), rows())
+    for parameter, gradient in wanted.items():
+        assert (found[parameter] - gradient).norm() <= 1e-5 * gradient.norm(), parameter
+
+
 @pytest.mark.full
+@pytest.mark.parametrize("multiple", [1, 16])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-def test_compiled_layers_have_the_same_gradients(dropout: float) -> None:
+def test_compiled_layers_have_the_same_gradients(dropout: float, multiple: int) -> None:
     model = tiny("Llama").train()
     for module in model.modules():
         if isinstance(module, peft.tuners.lora.Linear):
@@ -193,12 +208,12 @@ def test_compiled_layers_have_the_same_gradients(dropout: float) -> None:
     fuse(model)
     fuse_frozen(model)
     computation, how = choose_computation(
-        model, micro_batch_size=None, padded_rows=2, pad_id=0, device=CPU
+        model, micro_batch_size=None, padded_rows=2, pad_id=0, device=CPU, multiple=multiple
     )
     assert isinstance(computation, Packed) and computation.short_last_layer, how
     examples = rows()
     wanted = [gradients(model, computation, examples[:number]) for number in (4, 2)]
-    assert compile_layers(model) == 2
+    assert compile_layers(model, fixed_sizes=multiple > 1) == 2
     for expected, number in zip(wanted, (4, 2), strict=True):
         found = gradients(model, computation, examples[:number])
         for name, gradient in expected.items():

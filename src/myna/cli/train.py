@@ -39,14 +39,14 @@ from myna.device import choose_compute, failing_allocations
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError
 from myna.lora.adapter_file import inject_from, read_adapter
-from myna.lora.fused import fuse, prepack_weights, prepacking
+from myna.lora.fused import fuse, fuse_projections, prepack_weights, prepacking
 from myna.lora.initial import check_init
 from myna.lora.inject import Injected, inject
 from myna.models.frozen import fuse_frozen
 from myna.models.load import load_model
 from myna.run_dir import RUNS, RunDir, next_free
 from myna.training.checkpoint import latest_checkpoint
-from myna.training.computation import choose_computation, compile_layers
+from myna.training.computation import FILLED_TO, choose_computation, compile_layers
 from myna.training.events import EventLog
 from myna.training.fit import FitResult, FitSettings, fit
 from myna.training.memory import MemoryPlan, plan_memory
@@ -154,14 +154,18 @@ def _train(
     injected = _inject(base.model, config.lora, config.train.seed)
     fuse(injected.model)
     fuse_frozen(injected.model)
+    compiles, on_cuda = config.train.compile, device.type == "cuda"
+    if on_cuda and not compiles:
+        fuse_projections(injected.model)
     computation, how = choose_computation(
         injected.model,
         micro_batch_size=config.train.micro_batch_size,
         padded_rows=min(PADDED_ROWS, config.train.batch_size),
         pad_id=prepared.loaded.special.pad_id,
         device=device,
+        multiple=FILLED_TO if on_cuda and compiles else 1,
     )
-    if config.train.compile and compile_layers(injected.model) == 0:
+    if compiles and compile_layers(injected.model, fixed_sizes=on_cuda) == 0:
         raise ConfigError(
             "train.compile is true, but this model's layers are not built as those of transformers "
             "5, and they cannot be compiled.\n  Use compile: false."

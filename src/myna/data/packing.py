@@ -8,7 +8,7 @@ it costs, never its loss: every trained token of every row is in exactly one pac
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -90,6 +90,24 @@ def pack_step(
         )
         for group in groups
     ]
+
+
+def filled(pack: Pack, multiple: int) -> Pack:
+    """The pack with a root of idle tokens at its end that makes T a multiple of `multiple`.
+
+    They see and are seen by nothing, and predict nothing, so loss and gradients stay.
+    """
+    idle = -pack.computed_tokens % multiple
+    if not idle:
+        return pack
+    return replace(
+        pack,
+        input_ids=torch.cat([pack.input_ids, pack.input_ids[:1].expand(idle)]),
+        position_ids=torch.cat([pack.position_ids, torch.arange(idle)]),
+        segment_offsets=torch.cat([pack.segment_offsets, pack.segment_offsets[-1:] + idle]),
+        parents=torch.cat([pack.parents, torch.tensor([-1])]),
+        computed_tokens=pack.computed_tokens + idle,
+    )
 
 
 def packed_tokens(examples: Sequence[Example], rows: Sequence[int]) -> int:

@@ -1,12 +1,14 @@
-"""A frozen linear layer with a low-rank update beside it, as one operation.
+"""Frozen linear layers with low-rank updates beside them, as one operation.
 
-Owns `y = x Wᵀ + b + s (drop(x) Aᵀ) Bᵀ`, its backward and its dropout mask. Kept for the backward
-are x (the caller's own tensor, so layers that share an input share its memory) and r numbers a
-token; never a copy of x in another dtype, never a mask. Which layers use it is `lora/fused.py`'s.
+Owns `y = x Wᵀ + b + s (drop(x) Aᵀ) Bᵀ`, its backward and its dropout mask, for one layer or for
+several that read the same x. Kept for the backward are x (the caller's own tensor, so layers that
+share an input share its memory) and r numbers a token; never a copy of x in another dtype, never a
+mask. Which layers use it is `lora/fused.py`'s.
 
 Dimensions: T tokens, I input features, O output features, R rank.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,13 +45,37 @@ def lora_linear(
 
     Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
     """
+    (y,) = lora_linears(x, weight, bias, [(A, B, scaling)], dropout_p, [seed], prepacked)
+    return y
+
+
+def lora_linears(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    adapters: Sequence[tuple[Tensor, Tensor, float]],
+    dropout_p: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    prepacked: Prepacked | None = None,
+) -> tuple[Tensor, ...]:
+    """`lora_linear` of several layers on one x, their frozen weights multiplied as one.
+
+    weight (O₁ + O₂ + …, I) and bias hold the layers' rows one after the other; `adapters` has A, B
+    and scaling of each, `seeds` the seed of its own dropout mask. One wide product keeps
+    more of a GPU busy than several narrow ones. The results are views of one tensor.
+    """
     assert not weight.requires_grad and not (bias is not None and bias.requires_grad), "not frozen"
-    assert 0 <= dropout_p < 1 and seed >= 0, f"dropout {dropout_p}, seed {seed}"
-    return _LoraLinear.apply(x, weight, bias, A, B, scaling, dropout_p, seed, prepacked)  # type: ignore[no-any-return, no-untyped-call] # torch's apply has no types
+    seeds = seeds or [0] * len(adapters)
+    assert 0 <= dropout_p < 1 and min(seeds) >= 0, f"dropout {dropout_p}, seeds {seeds}"
+    scalings = tuple(scaling for _, _, scaling in adapters)
+    factors = [factor for A, B, _ in adapters for factor in (A, B)]
+    return _LoraLinears.apply(  # type: ignore[no-any-return, no-untyped-call] # torch's apply has no types
+        x, weight, bias, scalings, dropout_p, tuple(seeds), prepacked, *factors
+    )
 
 
-class _LoraLinear(torch.autograd.Function):
-    """Forward and backward, with M the mask over what it keeps and c = s / kept.
+class _LoraLinears(torch.autograd.Function):
+    """Forward and backward, with M the mask over what it keeps and c = s / kept of each layer.
 
         forward   d = M * x                     (T, I)   not kept
                   u = c A dᵀ                    (R, T)   kept
@@ -59,8 +85,9 @@ class _LoraLinear(torch.autograd.Function):
                   v = c Bᵀ gᵀ                   (R, T)
                   dA = v d                      (R, I)   d again from x and the seed
                   dx = g W + M * (vᵀ A)         (T, I)   if x needs it
-    W and b are frozen: the (O, I) product gᵀ x of a full backward is not computed. Rank-thin
-    products have the short side first: transposed they take up to twice as long on a CPU.
+    The products with W are those of all layers at once. W and b are frozen: the (O, I) product
+    gᵀ x of a full backward is not computed. Rank-thin products have the short side first:
+    transposed they take up to twice as long on a CPU.
     """
 
     @staticmethod
@@ -69,53 +96,62 @@ class _LoraLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        A: Tensor,
-        B: Tensor,
-        scaling: float,
+        scalings: tuple[float, ...],
         dropout_p: float,
-        seed: int,
+        seeds: tuple[int, ...],
         prepacked: Prepacked | None,
-    ) -> Tensor:
+        *factors: Tensor,
+    ) -> tuple[Tensor, ...]:
         """See the class."""
         rows = x.reshape(-1, x.shape[-1])
-        mask, kept = _mask(rows, dropout_p, seed)
-        u = A.to(x.dtype) @ (rows if mask is None else rows * mask).T
-        u *= scaling / kept
+        us = []
+        for A, scaling, seed in zip(factors[0::2], scalings, seeds, strict=True):
+            mask, kept = _mask(rows, dropout_p, seed)
+            u = A.to(x.dtype) @ (rows if mask is None else rows * mask).T
+            us.append(u.mul_(scaling / kept))
         if prepacked is not None:
             y = linear(rows, prepacked.forward, bias)
         else:
             y = torch.mm(rows, weight.T) if bias is None else torch.addmm(bias, rows, weight.T)
-        y.addmm_(u.T, B.to(x.dtype).T)
-        ctx.save_for_backward(x, weight, A, B, u)
-        ctx.given = scaling, dropout_p, seed, prepacked
-        return y.view(*x.shape[:-1], -1)
+        sizes = [B.shape[0] for B in factors[1::2]]
+        parts = [y] if len(sizes) == 1 else list(y.split(sizes, dim=1))
+        for part, u, B in zip(parts, us, factors[1::2], strict=True):
+            part.addmm_(u.T, B.to(x.dtype).T)
+        ctx.save_for_backward(x, weight, *us, *factors)
+        ctx.given = scalings, dropout_p, seeds, prepacked
+        return tuple(part.view(*x.shape[:-1], -1) for part in parts)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """See the class."""
-        x, weight, A, B, u = ctx.saved_tensors
-        scaling, dropout_p, seed, prepacked = ctx.given
-        needs_x, _, _, needs_A, needs_B, *_ = ctx.needs_input_grad
-        g = grad.reshape(-1, grad.shape[-1])
-        dx = dA = dB = None
-        if needs_B:
-            dB = (u @ g).T.to(B.dtype)
-        if needs_A or needs_x:
-            rows = x.reshape(-1, x.shape[-1])
-            mask, kept = _mask(rows, dropout_p, seed)
-            v = B.to(x.dtype).T @ g.T
-            v *= scaling / kept
-            if needs_A:
-                dA = (v @ (rows if mask is None else rows * mask)).to(A.dtype)
-            if needs_x:
-                dx = g @ weight if prepacked is None else linear(g, prepacked.backward)
-                if mask is None:
+        scalings, dropout_p, seeds, prepacked = ctx.given
+        count = len(scalings)
+        x, weight, *kept_tensors = ctx.saved_tensors
+        us, factors = kept_tensors[:count], kept_tensors[count:]
+        needs_x, needs_factors = ctx.needs_input_grad[0], ctx.needs_input_grad[7:]
+        rows = x.reshape(-1, x.shape[-1])
+        gs = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        dx = None
+        if needs_x:
+            g = gs[0] if count == 1 else torch.cat(gs, dim=1)
+            dx = g @ weight if prepacked is None else linear(g, prepacked.backward)
+        results: list[Tensor | None] = []
+        for at, (g, u, scaling, seed) in enumerate(zip(gs, us, scalings, seeds, strict=True)):
+            A, B = factors[2 * at : 2 * at + 2]
+            needs_A, needs_B = needs_factors[2 * at : 2 * at + 2]
+            dA = None
+            if needs_A or dx is not None:
+                mask, kept = _mask(rows, dropout_p, seed)
+                v = (B.to(x.dtype).T @ g.T).mul_(scaling / kept)
+                if needs_A:
+                    dA = (v @ (rows if mask is None else rows * mask)).to(A.dtype)
+                if dx is not None and mask is None:
                     dx.addmm_(v.T, A.to(x.dtype))
-                else:
+                elif dx is not None:
                     dx.addcmul_(v.T @ A.to(x.dtype), mask)
-                dx = dx.view(x.shape)
-        return dx, None, None, dA, dB, None, None, None, None
+            results += [dA, (u @ g).T.to(B.dtype) if needs_B else None]
+        return None if dx is None else dx.view(x.shape), *[None] * 6, *results
 
 
 def _mask(rows: Tensor, dropout_p: float, seed: int) -> tuple[Tensor | None, float]:

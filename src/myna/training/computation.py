@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from myna.data.conversation import Place
 from myna.data.encode import Example
 from myna.data.loader import Batch, padded_batches
-from myna.data.packing import Pack, pack_step, packed_tokens
+from myna.data.packing import Pack, filled, pack_step, packed_tokens
 from myna.models.last_layer import shorten_last_layer
 from myna.models.packed import check_packing, longrope_boundary, packed_attention
 from myna.ops.attention import TreeLayout, tree_layout
@@ -32,6 +32,10 @@ from myna.ops.cross_entropy import frozen_head_cross_entropy
 
 TOKEN_BUDGET = 8192
 """Tokens computed at once in a pack where memory does not ask for less."""
+
+FILLED_TO = 128
+"""Tokens whose multiples are the sizes of packs that are compiled size by size: a GPU computes tiles
+of so many rows anyway."""
 
 
 class Piece(Protocol):
@@ -191,6 +195,8 @@ class Packed:
     """The last layer ends in the predicting positions; with `fused_head` only."""
     token_budget: int = TOKEN_BUDGET
     """Tokens in a pack at most; the memory planner's to choose."""
+    multiple: int = 1
+    """Packs are filled up with idle tokens to a multiple of so many."""
 
     @property
     def unit(self) -> Literal["tokens", "rows"]:
@@ -230,7 +236,7 @@ class Packed:
     def pieces(self, examples: Sequence[Example], rows: Sequence[int]) -> list[PlannedPack]:
         """Few packs, largest first."""
         return [
-            self._planned(pack)
+            self._planned(filled(pack, self.multiple))
             for run in self._runs(examples, rows)
             for pack in pack_step(examples, run, token_budget=self.token_budget)
         ]
@@ -341,16 +347,21 @@ def layers_to_recompute(model: nn.Module) -> list[GradientCheckpointingLayer]:
     ]
 
 
-def compile_layers(model: nn.Module) -> int:
+def compile_layers(model: nn.Module, *, fixed_sizes: bool = False) -> int:
     """Let every decoder layer be compiled by torch when it is first called; their number.
 
     One layer's code serves all, so the wait does not grow with the model. Token counts are symbols:
-    packs of another size do not compile again. Attention over trees stays as it is, and so do LoRA
-    layers with dropout, whose masks are drawn outside of torch.
+    packs of another size do not compile again. With `fixed_sizes` every size has kernels of its
+    own, for packs that are filled up to few sizes; a last layer that ends in the predicting
+    positions, whose number is never fixed, keeps symbols. Attention over trees stays as it is, and
+    so do LoRA layers with dropout, whose masks are drawn outside of torch.
     """
     layers = layers_to_recompute(model)
     for layer in layers:
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=not fixed_sizes or hasattr(layer, "_is_shortened"))
+    if fixed_sizes:  # beyond its limit torch would silently stop compiling
+        config: Any = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, TOKEN_BUDGET // FILLED_TO)
     return len(layers)
 
 
@@ -405,6 +416,7 @@ def choose_computation(
     padded_rows: int,
     pad_id: int,
     device: torch.device,
+    multiple: int = 1,
 ) -> tuple[Computation, str]:
     """Packs where the model passes the check against its own attention, else padded batches.
 
@@ -419,7 +431,9 @@ def choose_computation(
         fused_head = _head_can_be_fused(model, device)
         short = fused_head and shorten_last_layer(model)
         return (
-            Packed(device, micro_batch_size, boundary, fused_head, short),
+            Packed(
+                device, micro_batch_size, boundary, fused_head, short, TOKEN_BUDGET, multiple
+            ),
             "packs of shared prefixes, checked against the model's own attention",
         )
     return (
