@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-full lint format
+.PHONY: demo test test-full lint format audit
 
 demo: $(INSTALLED)  ## fine-tune the embedded model, show answers before and after
 	$(BIN)/myna demo
@@ -18,6 +18,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(INSTALLED)  ## look the pinned dependencies up in the advisory databases (needs the network)
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install --quiet pip-audit
+	.audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

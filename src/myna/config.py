@@ -110,6 +110,9 @@ class TrainConfig(Part):
     compile: bool = False
     """Compile each decoder layer with torch.compile: about a minute before the first step, then
     fewer and larger kernels. On a CPU it needs a C++ compiler."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens to a step whose loss or gradient is NaN or infinite. The weights never move with
+    it: `stop` ends the run, `skip` leaves the step out, at most 3 in 100."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of row order, dropout, initial adapter and held-out split."""
     eval_steps: int | None = Field(None, ge=1)
@@ -145,6 +148,8 @@ class Config(Part):
     held_out: Annotated[float, Field(ge=0)] = 0.0
     """Rows kept from training for evaluation: a share below 1 or a number of rows. Split by
     distinct prompt. 0 keeps none."""
+    notify: Annotated[str | None, Field(json_schema_extra=FREE)] = None
+    """Told when the run ends or fails, as JSON: a webhook (http or https) or a command line."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; `auto` takes CUDA, then mps, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from myna.errors import ConfigError
 
@@ -122,6 +122,23 @@ def limit_kernel_cache() -> None:
     """
     if not {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"} & set(os.environ):
         os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "128"
+
+
+def environment() -> dict[str, Any]:
+    """What the bits of a result depend on beside program and settings, as far as it is known.
+
+    Sums are split among threads, and kernels chosen by the instructions of the processor.
+    """
+    import torch
+
+    found: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor().name,
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
 def processor() -> Processor:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,30 +66,74 @@ class RunDir:
     def locked(self) -> Iterator[None]:
         """Hold the directory for this process; the kernel frees it when the process dies.
 
-        Raises RunLockedError naming the other process.
+        Raises RunLockedError naming the other process, and ConfigError for a place in which files
+        cannot be made, renamed and flushed to disk.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             descriptor = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StorageError(
-                f"{self.path}: cannot be written: {error.strerror}.\n"
-                "  Choose another place with --output, or mend the permission."
-            ) from None
+            raise ConfigError(_unusable(self.path, error)) from None
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-                raise RunLockedError(
-                    f"{self.path}: process {holder} is training in this directory.\n"
-                    "  Wait for it, or start another run with --fresh."
-                ) from None
+            self._take(descriptor)
+            self._try_out()
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
         finally:
             os.close(descriptor)
+
+    def _take(self, descriptor: int) -> None:
+        for attempt in range(5):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:  # `myna runs` holds it for a moment to see whether it is free
+                if attempt < 4:
+                    time.sleep(0.02)
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        raise RunLockedError(
+            f"{self.path}: process {holder} is training in this directory.\n"
+            "  Wait for it, or start another run with --fresh."
+        )
+
+    def _try_out(self) -> None:
+        """Make, flush, rename and remove a file and a folder, as checkpoints will be."""
+        probe = self.path / ".probe.tmp-0"
+        try:
+            shutil.rmtree(probe, ignore_errors=True)
+            probe.mkdir()
+            write_file(probe / "file", b"probe")
+            renamed = probe.with_name(".probe.tmp-1")
+            os.rename(probe, renamed)
+            sync_folder(self.path)
+            shutil.rmtree(renamed)
+        except StorageError as error:
+            raise ConfigError(_unusable(self.path, error.__cause__)) from None
+        except OSError as error:
+            raise ConfigError(_unusable(self.path, error)) from None
+
+    def check_room(self, bytes_of_checkpoint: int) -> None:
+        """Raise StorageError where the disk has no room for the checkpoints that are kept.
+
+        Two and a half of them: one is written while two are there.
+        """
+        free = shutil.disk_usage(self.path).free
+        needed = int(2.5 * bytes_of_checkpoint)
+        if free < needed:
+            raise StorageError(
+                f"{self.path}: the disk has {free / 1e6:,.0f} MB left, and the checkpoints of this "
+                f"run need {needed / 1e6:,.0f} MB.\n  Make room, choose another place with "
+                "--output, or train a smaller lora.rank."
+            )
+
+
+def _unusable(path: Path, error: object) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return (
+        f"{path}: the run cannot be kept there: {reason}.\n"
+        "  Choose another place with --output, or mend the permission."
+    )
 
 
 def next_free(path: Path) -> Path:
@@ -141,7 +186,8 @@ def written_aside(folder: Path) -> Iterator[Path]:
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        make_folder(folder.parent)
+        aside.mkdir()
         yield aside
         for path in sorted(aside.rglob("*")):
             if path.is_file():
@@ -158,6 +204,31 @@ def written_aside(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and what is missing above it, each name flushed to disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what `write_file` and `written_aside` left in `root` when their process was killed.
+
+    A folder that was being replaced at that moment gets its name back.
+    """
+    for path in sorted(root.glob(".*.old-*")):
+        name = path.name[1:].rpartition(".old-")[0]
+        if not (root / name).exists():
+            path.rename(root / name)
+    for pattern in (".*.tmp-*", ".*.old-*", ".*.trash"):
+        for path in root.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

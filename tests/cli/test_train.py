@@ -16,10 +16,10 @@ import peft
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from myna.cli.train import run
+from myna.cli.train import Options, run
 from myna.config_file import load_config
 from myna.errors import ConfigError, MynaError
 from myna.training.events import read_events
@@ -39,10 +39,17 @@ def myna(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[st
     )
 
 
-def train(job: Path, *overrides: str, fresh: bool = False) -> tuple[Path, str]:
+def train(
+    job: Path,
+    *overrides: str,
+    fresh: bool = False,
+    allow: tuple[str, ...] = (),
+    force_base: bool = False,
+) -> tuple[Path, str]:
     """The command in this process: its run directory and what it printed."""
     console = Console(file=io.StringIO(), width=100)
-    finished = run(load_config(job, overrides), fresh=fresh, console=console)
+    options = Options(fresh=fresh, allow_change=allow, force_base=force_base)
+    finished = run(load_config(job, overrides), options, console=console)
     return finished.directory.path, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -107,7 +114,7 @@ def test_one_command_from_rows_to_an_adapter_and_what_a_person_reads(
     config = (directory / "config.yaml").read_text()
     assert f"rank: 4  # {job.name} line 5" in config and "  seed: 42  # default" in config
     plan = json.loads((directory / "plan.json").read_text())
-    measured = {"device", "dtype", "reason", "computation", "memory", "prepacked"}
+    measured = {"run", "device", "dtype", "reason", "computation", "memory", "prepacked"}
     assert plan.keys() == measured | {"replans"}
     assert plan["prepacked"] == {
         "use": False,
@@ -206,8 +213,8 @@ def test_another_runs_directory_is_refused_with_both_values(job: Path) -> None:
     assert str(caught.value) == (
         f"{directory} holds a run with other settings:\n"
         "  train.learning_rate is 0.5 now and was 0.001\n"
-        "  Repeat the command that began this run, start another with --fresh, or choose another "
-        "place with --output."
+        "  Repeat the command that began this run, allow it with --allow-change KEY, start another "
+        "with --fresh, or choose another place with --output."
     )
     train(job, "train.max_steps=1", "train.logging_steps=1")  # changes no trained number
 
@@ -217,7 +224,7 @@ def test_changed_data_is_noticed_on_resume(job: Path) -> None:
     (directory / "adapter").rename(job.parent / "gone")
     data = job.parent / "rows.jsonl"
     data.write_text(data.read_text().replace("It is 7!", "It is 8!"))
-    with pytest.raises(ConfigError, match=r"holds a run on another data \(SHA-256\):"):
+    with pytest.raises(ConfigError, match=r"holds a run with other data:\n  data is "):
         train(job, "train.max_steps=1")
 
 
@@ -365,3 +372,121 @@ def test_more_layers_to_recompute_than_the_model_has(job: Path) -> None:
         train(job, "train.checkpointing=3")
     _, said = train(job, "gradient_checkpointing=true", "train.max_steps=1", "output=all")
     assert "all 2 layers recomputed; peak" in said
+
+
+def test_what_is_allowed_to_change_is_changed_and_told(job: Path) -> None:
+    directory, _ = train(job, "train.max_steps=6")
+    before = adapter_hash(directory)
+    with pytest.raises(ConfigError) as caught:
+        train(job, "train.max_steps=12")
+    assert "train.max_steps is 12 now and was 6" in str(caught.value)
+    assert "another learning rate at every step that is left" in str(caught.value)
+    for text in ("--allow-change KEY", "--fresh", "--output"):
+        assert text in str(caught.value)
+    with pytest.raises(ConfigError, match="Did you mean train.max_steps"):
+        train(job, "train.max_steps=12", allow=("max_steps",))
+    _, said = train(job, "train.max_steps=12", allow=("train.max_steps",))
+    assert "going on after step 6" in said and "12 steps of 4 rows" in said
+    assert "changed by --allow-change: train.max_steps is 12 now and was 6" in said
+    assert adapter_hash(directory) != before
+    _, said = train(job, "train.max_steps=12")  # it is the run's own now
+    assert "is finished; nothing was changed" in said
+
+
+def test_another_base_of_the_same_shape_is_noticed_on_resume(job: Path, tiny_model: Path) -> None:
+    base = job.parent / "base"
+    shutil.copytree(tiny_model, base)
+    directory, _ = train(job, f"model={base}", "train.max_steps=1")
+    (directory / "adapter").rename(job.parent / "gone")
+    weights = load_file(base / "model.safetensors")
+    save_file({n: t * 1.01 for n, t in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"with other base:\n  base is sampled:\w+… now and was "):
+        train(job, f"model={base}", "train.max_steps=1")
+    # Nor does the adapter speak on it.
+    (job.parent / "gone").rename(directory / "adapter")
+    done = myna("chat", directory, "--prompt", "hi", "--max-new-tokens", "2", folder=job.parent)
+    assert done.returncode == 2 and "trained with the base sampled:" in done.stderr
+    forced = ("--prompt", "hi", "--max-new-tokens", "2", "--force-base")
+    done = myna("chat", directory, *forced, folder=job.parent)
+    assert done.returncode == 0, done.stderr
+    # And training on from it leaves a mark.
+    more = (f"model={base}", "lora.start_from=runs/job", "output=b", "train.max_steps=1")
+    with pytest.raises(ConfigError, match="does not belong here"):
+        train(job, *more)
+    second, _ = train(job, *more, force_base=True)
+    mark = json.loads((second / "adapter" / "myna.json").read_text())
+    first = json.loads((directory / "adapter" / "myna.json").read_text())
+    assert mark["forced_from"] == first["base_fingerprint"] != mark["base_fingerprint"]
+
+
+def test_a_dry_run_does_everything_but_write(job: Path) -> None:
+    before = sorted(job.parent.rglob("*"))
+    done = myna("train", "job.yaml", "--dry-run", folder=job.parent)
+    assert done.returncode == 0, done.stderr
+    assert "memory: steps in" in done.stdout and "expected of" in done.stdout
+    assert "dry run: it ends before step 1, and nothing was written" in done.stdout
+    assert sorted(job.parent.rglob("*")) == before
+
+
+def test_a_finished_run_says_so_without_touching_anything_or_loading_torch(job: Path) -> None:
+    directory, _ = train(job, "train.max_steps=1")
+
+    def look() -> list[tuple[Path, int, int]]:
+        return sorted((p, p.stat().st_mtime_ns, p.stat().st_size) for p in directory.rglob("*"))
+
+    before = look()
+    code = (
+        "import sys; sys.argv = ['myna', 'train', 'job.yaml', 'train.max_steps=1']\n"
+        "from myna.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=job.parent, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "runs/job is finished; nothing was changed." in done.stdout
+    assert look() == before
+
+
+def test_two_signals_end_it_at_once_and_it_resumes_to_the_same_bytes(job: Path) -> None:
+    whole, _ = train(job, "output=whole", "train.epochs=20")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "myna.cli.main", "train", "job.yaml", "train.epochs=20"],
+        cwd=job.parent,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    events = job.parent / "runs" / "job" / "events.jsonl"
+    deadline = time.monotonic() + 60
+    while not events.exists() or events.read_text().count('"event": "step"') < 4:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    for number in (signal.SIGTERM, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.001)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "goes on from" in errors and "Traceback" not in errors
+    resumed, _ = train(job, "train.epochs=20")
+    assert adapter_hash(resumed) == adapter_hash(whole)
+
+
+def test_somebody_is_told_of_the_end(job: Path) -> None:
+    script = job.parent / "tell.py"
+    script.write_text("import sys; open('told.jsonl', 'a').write(sys.stdin.read() + '\\n')")
+    told = f"notify={sys.executable} tell.py"
+    train(job, "train.max_steps=1", told)
+    with pytest.raises(MynaError):
+        train(job, "data=nothing.jsonl", "output=b", told)
+    lines = [json.loads(line) for line in (job.parent / "told.jsonl").read_text().splitlines()]
+    assert [line["outcome"] for line in lines] == ["finished", "failed"]
+    assert "nothing.jsonl" in lines[1]["message"]
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_loaded(job: Path) -> None:
+    (job.parent / "file").write_text("")
+    with pytest.raises(ConfigError, match="the run cannot be kept there: "):
+        train(job, "output=file/run", "model=no/such/model")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from myna.errors import ConfigError, StorageError
 from myna.lora.adapter_file import (
     AdapterMetadata,
+    check_origin,
     inject_from,
     load_adapter,
     load_adapter_state,
@@ -350,16 +351,28 @@ def test_every_tensor_that_does_not_fit_is_listed(make_model, tmp_path):
     assert [name for name, _ in model.named_parameters()] == names  # nothing was put into it
 
 
-def test_another_base_of_the_same_shape(make_model, tmp_path):
-    metadata = METADATA.model_copy(update={"base_fingerprint": "aaaa"})
-    save(put(make_model()), tmp_path, metadata)
-    load_adapter(make_model(), tmp_path, base_fingerprint="aaaa")
-    with pytest.raises(ConfigError) as caught:
-        load_adapter(make_model(), tmp_path, base_fingerprint="bbbb")
-    assert str(caught.value) == (
-        f"{tmp_path} was trained on another base: some/base, fingerprint aaaa; this one has bbbb."
-        "\n  Use the base that it was trained on."
-    )
+def test_another_base_tokenizer_or_template_of_the_same_shape(make_model, tmp_path):
+    known = {"base_fingerprint": "aaaa", "tokenizer_fingerprint": "tttt", "template_sha256": "jjjj"}
+    save(put(make_model()), tmp_path, METADATA.model_copy(update=known))
+    info = read_adapter(tmp_path)
+    right = {"base": "aaaa", "tokenizer": "tttt", "template": "jjjj"}
+    assert check_origin(info, **right) == ()
+    for name, shown in (("base", "base"), ("tokenizer", "tokenizer"), ("template", "chat template")):
+        with pytest.raises(ConfigError) as caught:
+            check_origin(info, **(right | {name: "bbbb"}))
+        assert str(caught.value) == (
+            f"{tmp_path} does not belong here (its base was some/base):\n"
+            f"  trained with the {shown} {right[name]}; here is bbbb\n"
+            "  Use what it was trained with, or say --force-base to use it all the same."
+        )
+        (note,) = check_origin(info, **(right | {name: "bbbb"}), force=True)
+        assert note == f"forced by --force-base: trained with the {shown} {right[name]}; here is bbbb"
+
+
+def test_an_adapter_that_says_nothing_of_its_origin_belongs_anywhere(make_model, tmp_path):
+    save(put(make_model()), tmp_path)
+    (tmp_path / "myna.json").unlink()
+    assert check_origin(read_adapter(tmp_path), base="aaaa", tokenizer="b", template="c") == ()
 
 
 def test_a_folder_that_cannot_be_written(make_model, tmp_path):

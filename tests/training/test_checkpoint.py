@@ -1,10 +1,12 @@
 """Checkpoints: whole or absent, intact or not used."""
 
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
+from myna.errors import StorageError
 from myna.training.checkpoint import (
     Checkpoint,
     State,
@@ -67,11 +69,71 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     assert (tmp_path / "step-00000002.corrupt").is_dir()
 
 
+def test_no_single_bit_goes_unseen(tmp_path: Path) -> None:
+    """Every bit of the manifest, and some of every other file."""
+    save(tmp_path, 1)
+    folder = save(tmp_path, 2)
+    draw = random.Random(0)
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        bits = range(8 * len(whole))
+        for bit in bits if path.name == "MANIFEST.json" else draw.sample(bits, 60):
+            content = bytearray(whole)
+            content[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(content)
+            found, said = latest(tmp_path)
+            assert found is not None and found.state.step == 1 and len(said) == 1, (path.name, bit)
+            (damaged,) = tmp_path.glob("*.corrupt")
+            damaged.rename(folder)
+        path.write_bytes(whole)
+    found, said = latest(tmp_path)
+    assert found is not None and found.state.step == 2 and said == []
+
+
+def test_a_second_damaged_one_of_the_same_step_does_not_replace_the_first(tmp_path: Path) -> None:
+    for _ in range(2):
+        (save(tmp_path, 1) / "state.json").unlink()
+        assert latest(tmp_path)[0] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000001.corrupt",
+        "step-00000001.corrupt-2",
+    ]
+
+
+def test_old_ones_stay_until_the_new_one_reads_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    whole = Path.write_bytes
+
+    def failing_disk(self: Path, content: bytes) -> int:
+        broken = bytearray(content)
+        if self.name == "adapter.safetensors":
+            broken[-1] ^= 1
+        return whole(self, bytes(broken))
+
+    monkeypatch.setattr(Path, "write_bytes", failing_disk)
+    with pytest.raises(StorageError, match="does not read back"):
+        save(tmp_path, 3)
+    monkeypatch.undo()
+    found, _ = latest(tmp_path)
+    assert found is not None and found.state.step == 2
+    assert folder_of(tmp_path, 1).is_dir()
+
+
 def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     save(tmp_path, 1)
     aside = tmp_path / ".step-00000002.tmp-77"
     aside.mkdir()
     (aside / "state.json").write_text("{")
+    found, said = latest(tmp_path)
+    assert found is not None and found.state.step == 1 and said == []
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]  # it is swept away
+
+
+def test_one_that_was_being_replaced_gets_its_name_back(tmp_path: Path) -> None:
+    save(tmp_path, 1).rename(tmp_path / ".step-00000001.old-77")  # killed between two renames
     found, said = latest(tmp_path)
     assert found is not None and found.state.step == 1 and said == []
 

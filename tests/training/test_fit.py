@@ -30,6 +30,7 @@ from myna.training.computation import Packed, Padded
 from myna.training.events import EventLog, read_events
 from myna.training.fit import FitResult, FitSettings, fit
 from myna.training.memory import Checkpointing
+from myna.training.stop import StopRequest
 
 CPU = torch.device("cpu")
 PAD = 3
@@ -95,6 +96,17 @@ def settings(**changes: Any) -> FitSettings:
     return FitSettings(**(values | changes))
 
 
+class StopWhen(StopRequest):
+    """Asks for a stop at the boundaries where `condition` holds."""
+
+    def __init__(self, condition: Callable[[], bool]) -> None:
+        super().__init__()
+        self.condition = condition
+
+    def __call__(self) -> bool:
+        return self.condition()
+
+
 def run(
     model: nn.Module,
     rows: list[Example],
@@ -104,7 +116,7 @@ def run(
     folder: Path | None = None,
     micro: int | None = 4,
     packed: bool = False,
-    stop: Callable[[], bool] = lambda: False,
+    stop: StopRequest | None = None,
     resume: bool = False,
     checkpointing: Checkpointing = "auto",
 ) -> FitResult:
@@ -125,7 +137,7 @@ def run(
             events=events,
             checkpoints=folder,
             resume=found,
-            stop_requested=stop,
+            stop=stop,
         )
 
 
@@ -273,7 +285,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, cut: int, packe
             held_out,
             folder=tmp_path / "cut",
             packed=packed,
-            stop=lambda: next(calls) == cut,
+            stop=StopWhen(lambda: next(calls) == cut),
         )
     resumed = tiny_model(dropout=0.2)
     rest = run(resumed, rows, chosen, held_out, folder=tmp_path / "cut", packed=packed, resume=True)
@@ -474,7 +486,7 @@ def test_a_resumed_run_replays_the_plans_that_were_made_on_the_way(
 
         model.get_submodule("base_model.model.model.norm").register_forward_pre_hook(fail)
         folder = tmp_path / name
-        more: dict[str, Any] = {"micro": None, "packed": True, "stop": stop, "resume": resume}
+        more: dict[str, Any] = {"micro": None, "packed": True, "stop": StopWhen(stop), "resume": resume}
         return run(model, rows, chosen, folder=folder, **more)
 
     model = tiny_model()

@@ -39,6 +39,7 @@ def run(
     system: str | None,
     sampling: dict[str, Any],
     trust_remote_code: bool,
+    force_base: bool = False,
 ) -> None:
     """Talk to `source`, or ask it `prompt` once.
 
@@ -54,7 +55,9 @@ def run(
     wanted = Sampling(**sampling)
     if trust_remote_code:
         warn_of_remote_code(source, error_console)
-    speaker = open_speaker(source, system=system, trust_remote_code=trust_remote_code)
+    speaker = open_speaker(
+        source, system=system, trust_remote_code=trust_remote_code, force_base=force_base
+    )
     session = ChatSession(speaker, wanted, note=_note)
     if prompt is not None:
         _print_answer(session, prompt)

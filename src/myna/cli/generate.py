@@ -31,6 +31,7 @@ def run(
     batch_size: int,
     sampling: dict[str, Any],
     trust_remote_code: bool,
+    force_base: bool = False,
 ) -> None:
     """Answer the rows of `questions` and write `output`, a JSON object a line, in their order.
 
@@ -47,7 +48,9 @@ def run(
     wanted = Sampling(**sampling)
     if trust_remote_code:
         warn_of_remote_code(source, error_console)
-    speaker = open_speaker(source, system=system, trust_remote_code=trust_remote_code)
+    speaker = open_speaker(
+        source, system=system, trust_remote_code=trust_remote_code, force_base=force_base
+    )
     prompts = _prompts(speaker, asked)
     error_console.print(
         f"{len(asked):,} questions to {speaker.adapter or speaker.description}, "

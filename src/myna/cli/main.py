@@ -45,6 +45,13 @@ TrustRemoteCode = Annotated[
         help="Run Python files that come with the model. Only for models whose code you have read.",
     ),
 ]
+ForceBase = Annotated[
+    bool,
+    typer.Option(
+        "--force-base",
+        help="Use the adapter on another base, tokenizer or template than it was trained with.",
+    ),
+]
 Source = Annotated[
     str | None,
     typer.Argument(
@@ -89,13 +96,53 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start another run in the next free directory.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Do everything up to step 1, the trial of memory too; write nothing."
+        ),
+    ] = False,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="Resume although this setting, or data, tokenizer, template, base, torch …, is "
+            "another one now (repeatable).",
+        ),
+    ] = None,
+    force_base: ForceBase = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train an adapter. The same command resumes an interrupted run."""
+    from myna.cli.place import say_if_finished
+    from myna.cli.terminal import console
+
+    resolved = _resolve(settings, {"model": model, "data": data, "output": output})
+    # Before anything heavy is loaded.
+    if not (fresh or dry_run or allow_change) and say_if_finished(resolved, console):
+        return
     from myna.cli import train as command
 
-    flags = {"model": model, "data": data, "output": output}
-    command.run(_resolve(settings, flags), fresh=fresh, trust_remote_code=trust_remote_code)
+    options = command.Options(
+        fresh=fresh,
+        dry_run=dry_run,
+        allow_change=tuple(allow_change or ()),
+        force_base=force_base,
+        trust_remote_code=trust_remote_code,
+    )
+    command.run(resolved, options)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where the runs are.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """List runs: running, finished, stopped or failed, with step, loss and last sign of life."""
+    from myna.cli import runs as command
+    from myna.cli.terminal import console
+
+    command.show(folder, as_json=as_json, console=console)
 
 
 @app.command()
@@ -132,6 +179,7 @@ def chat(
     top_k: TopK = None,
     repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
+    force_base: ForceBase = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to an adapter or a model. /clear forgets, /quit leaves."""
@@ -149,6 +197,7 @@ def chat(
             "repetition_penalty": repetition_penalty,
             "seed": seed,
         },
+        force_base=force_base,
         trust_remote_code=trust_remote_code,
     )
 
@@ -166,6 +215,7 @@ def generate(
     top_k: TopK = None,
     repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
+    force_base: ForceBase = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Answer every row of a file."""
@@ -185,6 +235,7 @@ def generate(
             "repetition_penalty": repetition_penalty,
             "seed": seed,
         },
+        force_base=force_base,
         trust_remote_code=trust_remote_code,
     )
 

@@ -4,7 +4,6 @@ Owns putting a tokenizer, a template and data files together. It needs no model 
 `data`'s, tokenizers are `models`'.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +26,10 @@ class Prepared:
     @property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of what decides the token ids: a resumed run must find the same."""
-        template = self.dataset.template
         return {
             "data": self.dataset.content_hash,
             "tokenizer": self.loaded.fingerprint,
-            "template": hashlib.sha256(template.saved_source.encode()).hexdigest(),
+            "template": self.dataset.template.fingerprint,
         }
 
 

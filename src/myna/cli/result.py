@@ -25,12 +25,17 @@ def write_adapter(
     prepared: Prepared,
     model: PeftModel,
     initial: Mapping[str, Tensor],
+    base_fingerprint: str,
+    forced_from: str | None,
 ) -> None:
     """Write `adapter/` aside and rename it."""
     template = prepared.dataset.template
     metadata = AdapterMetadata(
         base_model=config.model,
+        base_fingerprint=base_fingerprint,
+        forced_from=forced_from,
         tokenizer_fingerprint=prepared.loaded.fingerprint,
+        template_sha256=template.fingerprint,
         system=prepared.encoder.system,
         template_origin=template.origin,
         template_options=dict(template.options),

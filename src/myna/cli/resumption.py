@@ -2,11 +2,14 @@
 
 Owns what is written when a run begins (settings, hashes, measured choices) and the comparison with
 it when the same command comes again: settings that change what is trained must be equal, others
-may differ.
+may differ, and `--allow-change` names exceptions.
 """
 
+import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from myna.config import Config, flatten, is_free, leaves
@@ -16,39 +19,118 @@ from myna.errors import ConfigError
 from myna.run_dir import RunDir, write_file
 
 _ELSEWHERE = (
-    "  Repeat the command that began this run, start another with --fresh, or choose another "
-    "place with --output."
+    "  Repeat the command that began this run, allow it with --allow-change KEY, start another with "
+    "--fresh, or choose another place with --output."
 )
+_BEND_THE_SCHEDULE = ("train.epochs", "train.max_steps")
 
 
-def check_same_settings(directory: RunDir, config: Config) -> None:
-    """Raise ConfigError, with both values, where the run in `directory` has other settings."""
+@dataclass(frozen=True)
+class Change:
+    """Something that is not as it was when the run began."""
+
+    name: str
+    """As `--allow-change` takes it: a setting, `data`, `tokenizer`, `template`, `base` or a package."""
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        """`train.learning_rate is 0.5 now and was 0.001`."""
+        return f"{self.name} is {_shown(self.now)} now and was {_shown(self.before)}"
+
+
+def _shown(value: Any) -> str:
+    text = str(value) if isinstance(value, _Hash) else repr(value)
+    return text
+
+
+class _Hash(str):
+    """A fingerprint, shown without quotes and cut."""
+
+    def __str__(self) -> str:
+        return f"{self[:24]}…" if len(self) > 25 else str.__str__(self)
+
+
+def changed_settings(
+    directory: RunDir, config: Config, allowed: Sequence[str] = ()
+) -> list[Change]:
+    """Settings that differ from those of the run in `directory`, all of them allowed to.
+
+    Raises ConfigError, with both values, for those that are not, and for a name in `allowed` that
+    is nothing which could change.
+    """
+    known = {*leaves(), *INPUTS}
+    for name in allowed:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            raise ConfigError(
+                f'--allow-change {name}: there is no setting or input "{name}".'
+                + (f" Did you mean {near[0]}?" if near else "")
+            )
     stored = flatten(load_config(directory.config).config)
     asked = flatten(config)
-    differing = [
-        f"  {name} is {asked[name]!r} now and was {stored[name]!r}"
+    changes = [
+        Change(name, stored[name], asked[name])
         for name, field in leaves().items()
         if name != "output" and not is_free(field) and asked[name] != stored[name]
     ]
-    if differing:
-        lines = "\n".join(differing)
-        raise ConfigError(
-            f"{directory.path} holds a run with other settings:\n{lines}\n{_ELSEWHERE}"
-        )
+    _refuse(directory, changes, allowed, "settings")
+    return changes
 
 
-def check_same_data(directory: RunDir, hashes: dict[str, str]) -> None:
-    """Raise ConfigError where data, tokenizer or template are not those the run began with."""
+def changed_inputs(
+    directory: RunDir, identity: Mapping[str, str], allowed: Sequence[str] = ()
+) -> list[Change]:
+    """As `changed_settings`, for what `identity` tells of data, tokenizer, template, base, versions.
+
+    Raises ConfigError with both values.
+    """
     stored = json.loads(directory.data.read_text(encoding="utf-8"))["sha256"]
-    changed = [name for name in hashes if hashes[name] != stored[name]]
-    if changed:
-        lines = "\n".join(
-            f"  {name}: {hashes[name][:16]}… now, {stored[name][:16]}… then" for name in changed
-        )
-        raise ConfigError(
-            f"{directory.path} holds a run on another {' and '.join(changed)} (SHA-256):\n"
-            f"{lines}\n{_ELSEWHERE}"
-        )
+    changes = [
+        Change(name, _Hash(stored[name]), _Hash(now))
+        for name, now in identity.items()
+        if name in stored and stored[name] != now
+    ]
+    what = " and ".join(change.name for change in changes)
+    _refuse(directory, changes, allowed, what)
+    return changes
+
+
+def _refuse(
+    directory: RunDir, changes: Sequence[Change], allowed: Sequence[str], what: str
+) -> None:
+    refused = [change for change in changes if change.name not in allowed]
+    if not refused:
+        return
+    lines = "\n".join(f"  {change}" for change in refused)
+    bent = ""
+    if any(change.name in _BEND_THE_SCHEDULE for change in refused):
+        bent = "\n  A longer or shorter run has another learning rate at every step that is left."
+    raise ConfigError(f"{directory.path} holds a run with other {what}:\n{lines}{bent}\n{_ELSEWHERE}")
+
+
+INPUTS = ("data", "tokenizer", "template", "base", "torch", "transformers", "peft")
+"""What `identity` may name."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that compute the numbers, up to what says how torch was built."""
+    return {name: version(name).partition("+")[0] for name in ("torch", "transformers", "peft")}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A sentence for everything the bits depend on that is not as it was at the checkpoint."""
+    return [
+        f"{name} is {now[name]} now and was {before[name]}; resumed, not bit-identical"
+        for name in now
+        if name in before and before[name] != now[name]
+    ]
+
+
+def stored_identity(directory: RunDir) -> str | None:
+    """The run's own name, by which its checkpoints are known; None for a new run."""
+    found: str | None = (_read_plan(directory) or {}).get("run")
+    return found
 
 
 def stored_compute(directory: RunDir) -> Compute | None:
@@ -76,12 +158,13 @@ def write_description(
     directory: RunDir,
     resolved: ResolvedConfig,
     accounting: dict[str, Any],
-    hashes: dict[str, str],
+    identity: Mapping[str, str],
     measured: dict[str, Any],
 ) -> None:
     """Note what the run is, before its first step; `measured` becomes plan.json."""
-    write_file(directory.data, _json({**accounting, "sha256": hashes}))
-    write_file(directory.plan, _json({**measured, "replans": []}))
+    write_file(directory.data, _json({**accounting, "sha256": dict(identity)}))
+    replans = (_read_plan(directory) or {}).get("replans", [])
+    write_file(directory.plan, _json({**measured, "replans": replans}))
     write_file(directory.config, resolved.to_yaml())
 
 

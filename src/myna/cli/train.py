@@ -4,49 +4,57 @@ Owns the order of things: the directory is taken, rows are shown, the model is l
 runs, the result is written. Each of them is another module's.
 """
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from myna import __version__
-from myna.cli.preparation import prepare_rows
+from myna.cli.notify import notify
+from myna.cli.place import output_of, short, show_result
+from myna.cli.preparation import Prepared, prepare_rows
 from myna.cli.progress import TrainingDisplay
 from myna.cli.remote_code import warn_of_remote_code
 from myna.cli.result import draw_loss, write_adapter
 from myna.cli.resumption import (
-    check_same_data,
-    check_same_settings,
+    Change,
+    changed_inputs,
+    changed_settings,
+    differences,
     replans_noted,
     stored_compute,
+    stored_identity,
     stored_memory_plans,
     stored_prepacking,
+    versions,
     write_description,
 )
+from myna.cli.signals import signals_noted
 from myna.cli.terminal import console as terminal
-from myna.config import LoraConfig, TrainConfig
+from myna.config import Config, LoraConfig, TrainConfig
 from myna.config_file import ResolvedConfig
+from myna.data.encode import Example
 from myna.data.held_out import split_held_out
 from myna.data.loader import rows_of_steps, steps_per_epoch
 from myna.data.preview import preview
-from myna.device import choose_compute, failing_allocations
+from myna.device import Compute, choose_compute, environment, failing_allocations
 from myna.distributed.group import Group, join_group
-from myna.errors import ConfigError
-from myna.lora.adapter_file import inject_from, read_adapter
+from myna.errors import ConfigError, Interrupted, MynaError
+from myna.lora.adapter_file import check_origin, inject_from, read_adapter
 from myna.lora.fused import fuse, fuse_projections, prepack_weights, prepacking
 from myna.lora.initial import check_init
 from myna.lora.inject import Injected, inject
 from myna.models.frozen import fuse_frozen
-from myna.models.load import load_model
-from myna.run_dir import RUNS, RunDir, next_free
-from myna.training.checkpoint import latest_checkpoint
-from myna.training.computation import FILLED_TO, choose_computation, compile_layers
+from myna.models.load import fingerprint_of, load_model
+from myna.run_dir import RunDir, next_free
+from myna.training.checkpoint import State, checkpoint_bytes, latest_checkpoint
+from myna.training.computation import FILLED_TO, Computation, choose_computation, compile_layers
 from myna.training.events import EventLog
 from myna.training.fit import FitResult, FitSettings, fit
 from myna.training.memory import MemoryPlan, plan_memory
@@ -60,66 +68,63 @@ FEW_STEPS = 50
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has come to its end."""
+    """A run that has come to its end, and where it lies."""
 
     directory: RunDir
     result: FitResult | None
-    """None where it had been finished before."""
+    """None where it had been finished before, and after a dry run."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the settings."""
+
+    fresh: bool = False
+    """Take the next free directory."""
+    dry_run: bool = False
+    """End before step 1, with nothing written."""
+    allow_change: tuple[str, ...] = ()
+    """Settings or inputs that may differ from those that the run began with."""
+    force_base: bool = False
+    """Go on from an adapter on another base than the one it was trained on."""
+    trust_remote_code: bool = False
 
 
 def run(
-    resolved: ResolvedConfig,
-    *,
-    fresh: bool = False,
-    trust_remote_code: bool = False,
-    console: Console = terminal,
+    resolved: ResolvedConfig, options: Options = Options(), *, console: Console = terminal
 ) -> FinishedRun:
     """Train what `resolved` says; go on where the same command was interrupted before.
 
-    Raises ConfigError where the directory holds a run with other settings or data.
+    Raises ConfigError where the directory holds a run with other settings or
+    data that `options` does not allow to change.
     """
     config = resolved.config
-    output = _output(resolved)
-    directory = RunDir(next_free(output) if fresh else output)
+    output = output_of(resolved)
+    directory = RunDir(next_free(output) if options.fresh else output)
     resolved = resolved.with_output(directory.path)
     group = join_group()
     if not group.is_first:
         console = Console(quiet=True)
-    if trust_remote_code:
+    if options.trust_remote_code:
         warn_of_remote_code(config.model, console)
     try:
         with ExitStack() as stack:
-            if group.writes(on_each_node=config.train.save_on_each_node):
+            if group.writes(on_each_node=config.train.save_on_each_node) and not options.dry_run:
                 stack.enter_context(directory.locked())
             group.wait()
+            changes: list[Change] = []
             if directory.config.exists():
-                check_same_settings(directory, config)
-            if directory.adapter.is_dir():
-                console.print(f"{_short(directory.path)} is finished; nothing was changed.")
+                changes = changed_settings(directory, config, options.allow_change)
+            if directory.adapter.is_dir() and not changes:
+                console.print(f"{short(directory.path)} is finished; nothing was changed.")
                 result = None
             else:
-                result = _train(
-                    resolved, directory, group, console, trust_remote_code=trust_remote_code
-                )
+                result = _train(resolved, directory, group, console, options, changes)
     finally:
         group.close()
-    console.print(
-        f"The adapter is in {_short(directory.adapter)}\n"
-        f"  myna chat {_short(directory.path)}      talk to it\n"
-        f"  {_short(directory.loss_plot)}      how the loss went"
-    )
+    if not options.dry_run:
+        show_result(directory, console)
     return FinishedRun(directory, result)
-
-
-def _output(resolved: ResolvedConfig) -> Path:
-    if resolved.config.output is not None:
-        return Path(resolved.config.output).expanduser().absolute()
-    return (RUNS / (resolved.path or Path(resolved.config.data[0])).stem).absolute()
-
-
-def _short(path: Path) -> str:
-    """As a person in this folder would type it."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _train(
@@ -127,59 +132,74 @@ def _train(
     directory: RunDir,
     group: Group,
     console: Console,
-    *,
-    trust_remote_code: bool,
-) -> FitResult:
+    options: Options,
+    changes: list[Change],
+) -> FitResult | None:
+    """One run from its rows to its adapter; what ends it badly is in its events."""
+    config = resolved.config
+    writes = group.writes(on_each_node=config.train.save_on_each_node)
+    try:
+        result = _train_told(resolved, directory, group, console, options, changes)
+    except (MynaError, MemoryError) as error:
+        if writes and directory.events.exists() and not options.dry_run:
+            kind = "stop" if isinstance(error, Interrupted) else "error"
+            with EventLog(directory.events) as events:
+                events.emit(kind, message=str(error), exit_code=getattr(error, "exit_code", 1))
+        _tell_somebody(config, directory, group, console, options, "failed", str(error))
+        raise
+    _tell_somebody(config, directory, group, console, options, "finished", "")
+    return result
+
+
+def _tell_somebody(
+    config: Config,
+    directory: RunDir,
+    group: Group,
+    console: Console,
+    options: Options,
+    outcome: str,
+    message: str,
+) -> None:
+    if config.notify is None or not group.is_first or options.dry_run:
+        return
+    told = {"run": str(directory.path), "outcome": outcome, "message": message}
+    if fault := notify(config.notify, told):
+        console.print(f"[yellow]warning:[/] {fault}")
+
+
+def _train_told(
+    resolved: ResolvedConfig,
+    directory: RunDir,
+    group: Group,
+    console: Console,
+    options: Options,
+    changes: list[Change],
+) -> FitResult | None:
     config = resolved.config
     writes = group.writes(on_each_node=config.train.save_on_each_node)
 
     check_init(config.lora.init, config.lora.rank)
-    prepared = prepare_rows(config, trust_remote_code=trust_remote_code)
+    prepared = prepare_rows(config, trust_remote_code=options.trust_remote_code)
+    base = fingerprint_of(config.model, trust_remote_code=options.trust_remote_code)
+    identity = prepared.hashes | {"base": base} | versions()
     if directory.data.exists():
-        check_same_data(directory, prepared.hashes)
+        changes += changed_inputs(directory, identity, options.allow_change)
     console.print(preview(prepared.dataset))
     train_rows, held_out_rows = split_held_out(
         prepared.dataset.examples, config.held_out, config.train.seed
     )
-    compute = stored_compute(directory) or choose_compute(config.device, config.dtype)
-    device = torch.device(
-        f"cuda:{group.local_rank}" if compute.device == "cuda" else compute.device
-    )
-    base = load_model(
-        config.model,
-        dtype=getattr(torch, compute.dtype),
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
-    injected = _inject(base.model, config.lora, config.train.seed)
-    fuse(injected.model)
-    fuse_frozen(injected.model)
-    compiles, on_cuda = config.train.compile, device.type == "cuda"
-    if on_cuda and not compiles:
-        fuse_projections(injected.model)
-    computation, how = choose_computation(
-        injected.model,
-        micro_batch_size=config.train.micro_batch_size,
-        padded_rows=min(PADDED_ROWS, config.train.batch_size),
-        pad_id=prepared.loaded.special.pad_id,
-        device=device,
-        multiple=FILLED_TO if on_cuda and compiles else 1,
-    )
-    if compiles and compile_layers(injected.model, fixed_sizes=on_cuda) == 0:
-        raise ConfigError(
-            "train.compile is true, but this model's layers are not built as those of transformers "
-            "5, and they cannot be compiled.\n  Use compile: false."
-        )
+    built = _build(config, directory, group, prepared, base, options)
+    device, injected = built.device, built.injected
     settings = _fit_settings(config.train)
     total_steps = settings.total_steps(len(train_rows))
 
-    notes = [*prepared.loaded.special.notes, *base.notes, *injected.warnings]
+    notes = [*prepared.loaded.special.notes, *built.notes, *injected.warnings]
     if total_steps < FEW_STEPS:
         notes.append(f"only {total_steps} steps: more epochs may be needed to hear a difference")
     console.print(injected.table())
     console.print(injected.summary)
-    console.print(f"computing on {compute.device}, {compute.reason}")
-    console.print(f"rows are computed in {how}")
+    console.print(f"computing on {built.compute.device}, {built.compute.reason}")
+    console.print(f"rows are computed in {built.how}")
     for note in notes:
         console.print(f"[yellow]note:[/] {note}")
     console.print(
@@ -189,60 +209,45 @@ def _train(
         f"{len(held_out_rows):,} held out{'' if held_out_rows else ' (held_out: 0)'}"
     )
 
-    warnings: list[str] = []
-    checkpoint = latest_checkpoint(directory.checkpoints, warnings.append)
+    warnings = [f"changed by --allow-change: {change}" for change in changes]
+    checkpoint = None
+    if not options.dry_run:
+        checkpoint = latest_checkpoint(
+            directory.checkpoints, warnings.append, stored_identity(directory)
+        )
     if not group.agrees(0 if checkpoint is None else checkpoint.state.step, device):
         raise ConfigError(
             f"{directory.path}: the machines of this run have different checkpoints.\n"
             "  Use a directory that all of them share, or train with save_on_each_node: true; to "
             "begin anew, use --fresh on all."
         )
+    if checkpoint is not None:
+        warnings += differences(checkpoint.state.environment, environment())
     plans = [MemoryPlan(**plan) for plan in stored_memory_plans(directory)]
-    if plans and plans[0].unit != computation.unit:
+    if plans and plans[0].unit != built.computation.unit:
         warnings.append("rows are computed in another way than before; resumed, not bit-identical")
         plans = []
     measures = not group.agrees(len(plans), device) or not plans
     if measures:
-        rows_by_step = rows_of_steps(
-            len(train_rows),
-            settings.batch_size,
-            seed=settings.seed,
-            first_step=1,
-            last_step=total_steps,
-        )
-        with failing_allocations(device.type):
-            first = plan_memory(
-                injected.model,
-                computation,
-                train_rows,
-                (rows for _, _, rows in rows_by_step),
-                checkpointing=config.train.checkpointing,
-                device=device,
-                group=group,
-            )
-        plans = [first]
+        plans = [_planned(built, train_rows, settings, config, group)]
     console.print(f"memory: {plans[0]}")
-    prepacked = stored_prepacking(directory)
-    tokens = plans[0].largest_piece or plans[0].limit
-    if prepacked is None:
-        free = (plans[0].budget_bytes or 0) - (plans[0].expected_peak_bytes or 0)
-        use, why = prepacking(injected.model, tokens, free)
-        prepacked = {"use": not group.any(not use, device), "reason": why}
-    if prepacked["use"]:
-        prepack_weights(injected.model, tokens)
-        console.print(prepacked["reason"])
+    if options.dry_run:
+        console.print("dry run: it ends before step 1, and nothing was written")
+        return None
     measured = {
-        "device": compute.device,
-        "dtype": compute.dtype,
-        "reason": compute.reason,
-        "computation": how,
+        "run": stored_identity(directory) or uuid.uuid4().hex,
+        "device": built.compute.device,
+        "dtype": built.compute.dtype,
+        "reason": built.compute.reason,
+        "computation": built.how,
         "memory": plans[0].to_json(),
-        "prepacked": prepacked,
+        "prepacked": _prepack(built, directory, plans[0], group, console),
     }
-    if measures and writes:
-        write_description(
-            directory, resolved, prepared.dataset.accounting.to_json(), prepared.hashes, measured
-        )
+    if writes:
+        directory.check_room(checkpoint_bytes(injected.model))
+    if (measures or changes) and writes:
+        accounting = prepared.dataset.accounting.to_json()
+        write_description(directory, resolved, accounting, identity, measured)
     display = TrainingDisplay(
         console,
         total_steps=total_steps,
@@ -252,7 +257,7 @@ def _train(
     listeners = [display, replans_noted(directory)] if writes else [display]
     with (
         EventLog(directory.events if writes else None, *listeners) as events,
-        _signals_noted(console) as stop_requested,
+        signals_noted(console) as stop,
         failing_allocations(device.type),
         display,
     ):
@@ -277,7 +282,7 @@ def _train(
             train_rows,
             held_out_rows,
             settings,
-            computation=computation,
+            computation=built.computation,
             checkpointing=config.train.checkpointing,
             plans=plans,
             device=device,
@@ -286,13 +291,129 @@ def _train(
             resume=checkpoint,
             group=group,
             writes=writes,
-            stop_requested=stop_requested,
+            stop=stop,
+            beginning=State(0, run=str(measured["run"]), environment=environment()),
         )
         if writes:
             draw_loss(directory)
-            write_adapter(directory, config, prepared, injected.model, injected.initial)
+            write_adapter(
+                directory, config, prepared, injected.model, injected.initial, base, built.forced
+            )
         events.emit("end", step=result.step, best_step=result.best_step, best_loss=result.best_loss)
     return result
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A base with its adapter, and how it is computed."""
+
+    injected: Injected
+    compute: Compute
+    device: torch.device
+    computation: Computation
+    how: str
+    notes: tuple[str, ...]
+    forced: str | None
+    """Fingerprint of the base that the adapter was trained on before, where that is another."""
+
+
+def _build(
+    config: Config,
+    directory: RunDir,
+    group: Group,
+    prepared: Prepared,
+    base_fingerprint: str,
+    options: Options,
+) -> _Built:
+    compute = stored_compute(directory) or choose_compute(config.device, config.dtype)
+    device = torch.device(
+        f"cuda:{group.local_rank}" if compute.device == "cuda" else compute.device
+    )
+    notes: list[str] = []
+    forced = None
+    if config.lora.start_from is not None:
+        found = read_adapter(_adapter_folder(config.lora.start_from))
+        told = check_origin(found, base=base_fingerprint, force=options.force_base)
+        if told and found.metadata is not None:
+            notes += told
+            forced = found.metadata.base_fingerprint
+    base = load_model(
+        config.model,
+        dtype=getattr(torch, compute.dtype),
+        device=device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    notes += base.notes
+    injected = _inject(base.model, config.lora, config.train.seed)
+    fuse(injected.model)
+    fuse_frozen(injected.model)
+    compiles, on_cuda = config.train.compile, device.type == "cuda"
+    if on_cuda and not compiles:
+        fuse_projections(injected.model)
+    computation, how = choose_computation(
+        injected.model,
+        micro_batch_size=config.train.micro_batch_size,
+        padded_rows=min(PADDED_ROWS, config.train.batch_size),
+        pad_id=prepared.loaded.special.pad_id,
+        device=device,
+        multiple=FILLED_TO if on_cuda and compiles else 1,
+    )
+    if compiles and compile_layers(injected.model, fixed_sizes=on_cuda) == 0:
+        raise ConfigError(
+            "train.compile is true, but this model's layers are not built as those of transformers "
+            "5, and they cannot be compiled.\n  Use compile: false."
+        )
+    return _Built(injected, compute, device, computation, how, tuple(notes), forced)
+
+
+def _planned(
+    built: _Built,
+    train_rows: Sequence[Example],
+    settings: FitSettings,
+    config: Config,
+    group: Group,
+) -> MemoryPlan:
+    """The memory plan, by trials before step 1."""
+    rows_by_step = rows_of_steps(
+        len(train_rows),
+        settings.batch_size,
+        seed=settings.seed,
+        first_step=1,
+        last_step=settings.total_steps(len(train_rows)),
+    )
+    with failing_allocations(built.device.type):
+        return plan_memory(
+            built.injected.model,
+            built.computation,
+            train_rows,
+            (rows for _, _, rows in rows_by_step),
+            checkpointing=config.train.checkpointing,
+            device=built.device,
+            group=group,
+        )
+
+
+def _prepack(
+    built: _Built, directory: RunDir, plan: MemoryPlan, group: Group, console: Console
+) -> dict[str, Any]:
+    """Prepack the weights if that is measured to be worth it, or was when the run began."""
+    model = built.injected.model
+    prepacked = stored_prepacking(directory)
+    tokens = plan.largest_piece or plan.limit
+    if prepacked is None:
+        free = (plan.budget_bytes or 0) - (plan.expected_peak_bytes or 0)
+        use, why = prepacking(model, tokens, free)
+        prepacked = {"use": not group.any(not use, built.device), "reason": why}
+    if prepacked["use"]:
+        prepack_weights(model, tokens)
+        console.print(prepacked["reason"])
+    return prepacked
+
+
+def _adapter_folder(text: str) -> Path:
+    """The adapter that `lora.start_from` means: a folder of one, or a run."""
+    folder = Path(text)
+    return folder / "adapter" if (folder / "adapter").is_dir() else folder
 
 
 def _inject(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Injected:
@@ -308,9 +429,7 @@ def _inject(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Injected:
             init=lora.init,
             seed=seed,
         )
-    folder = Path(lora.start_from)
-    if (folder / "adapter").is_dir():  # a run directory
-        folder = folder / "adapter"
+    folder = _adapter_folder(lora.start_from)
     found = read_adapter(folder)
     asked = {
         name: getattr(lora, name)
@@ -346,29 +465,5 @@ def _fit_settings(train: TrainConfig) -> FitSettings:
         eval_steps=train.eval_steps,
         early_stopping_patience=train.early_stopping_patience,
         keep_best=train.keep_best,
+        on_nonfinite=train.on_nonfinite,
     )
-
-
-@contextmanager
-def _signals_noted(console: Console) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once."""
-    noted = False
-
-    def note(number: int, _: FrameType | None) -> None:
-        nonlocal noted
-        if noted:
-            raise KeyboardInterrupt
-        noted = True
-        console.print(f"{signal.Signals(number).name}: stopping after this step (again: at once)")
-
-    before = {
-        number: signal.signal(number, note)
-        for number in (signal.SIGINT, signal.SIGTERM)
-        # A job in the background ignores Ctrl-C, which is meant for the one in front.
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield lambda: noted
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)

@@ -7,6 +7,7 @@ server that uses the same template see the same text. Token ids are left to `enc
 Templates are rendered in this process: one that loops for ever is not stopped here.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,11 @@ class ChatTemplate:
             for name, value in sorted(self.options.items())
         )
         return self.source if self.source.startswith(head) else head + self.source
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of `saved_source`: equal where messages get the same text."""
+        return hashlib.sha256(self.saved_source.encode()).hexdigest()
 
 
 def choose_template(

@@ -28,8 +28,14 @@ from myna.inference.generate import (
     stream_answer,
     unknown_ids,
 )
-from myna.lora.adapter_file import CONFIG_FILE, AdapterInfo, load_adapter, read_adapter
-from myna.models.load import context_length, load_model
+from myna.lora.adapter_file import (
+    CONFIG_FILE,
+    AdapterInfo,
+    check_origin,
+    load_adapter,
+    read_adapter,
+)
+from myna.models.load import context_length, fingerprint_of, load_model
 from myna.models.source import find_folder
 from myna.models.tokenizer import VOCABULARY_FILES, load_tokenizer
 from myna.run_dir import RUNS, RunDir, newest_run
@@ -127,13 +133,15 @@ def open_speaker(
     device: str = "auto",
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    force_base: bool = False,
 ) -> Speaker:
     """Load what `source` names: a run directory, an adapter folder, a model folder or a hub id.
 
     None is the newest finished run. `system` takes the place of the persona used in training; an
     empty one takes it away. `device` and `dtype` are those of `choose_compute`. Raises ConfigError
-    for a source that is none of these, an unfinished run, and a base that cannot be found or does
-    not fit.
+    for a source that is none of these, an unfinished run, and a base that cannot be found, does not
+    fit, or is not the one that the adapter was trained on, unless `force_base` says to use it all
+    the same, which the notes then tell.
     """
     adapter = _find_adapter(source)
     info = read_adapter(adapter) if adapter is not None else None
@@ -143,7 +151,7 @@ def open_speaker(
         assert source is not None, "without a source the newest run's adapter is taken"
         base = source
     compute = choose_compute(device, dtype)
-    return _assemble(base, info, system, compute, trust_remote_code)
+    return _assemble(base, info, system, compute, trust_remote_code, force_base)
 
 
 def _assemble(
@@ -152,7 +160,31 @@ def _assemble(
     system: str | None,
     compute: Compute,
     trust_remote_code: bool,
+    force_base: bool,
 ) -> Speaker:
+    of_base = load_tokenizer(base, trust_remote_code=trust_remote_code)
+    of_adapter = None
+    if info is not None and any(any(info.folder.glob(name)) for name in VOCABULARY_FILES):
+        of_adapter = load_tokenizer(str(info.folder), trust_remote_code=trust_remote_code)
+    tokenizer = (of_adapter or of_base).tokenizer
+    metadata = info.metadata if info is not None else None
+    if metadata is None:
+        # Adapters made elsewhere are often saved with a tokenizer from before templates.
+        tokenizer.chat_template = tokenizer.chat_template or of_base.tokenizer.chat_template
+    template = choose_template(
+        tokenizer,
+        of_base.model_type,
+        options=metadata.template_options if metadata is not None else None,
+    )
+    forced: tuple[str, ...] = ()
+    if info is not None:  # before the base takes its memory
+        forced = check_origin(
+            info,
+            base=fingerprint_of(base, trust_remote_code=trust_remote_code),
+            tokenizer=(of_adapter or of_base).fingerprint,
+            template=template.fingerprint,
+            force=force_base,
+        )
     loaded = load_model(
         base,
         dtype=getattr(torch, compute.dtype),
@@ -160,22 +192,7 @@ def _assemble(
         trust_remote_code=trust_remote_code,
     )
     model = loaded.model
-    of_base = load_tokenizer(base, trust_remote_code=trust_remote_code)
-    of_adapter = None
-    if info is not None and any(any(info.folder.glob(name)) for name in VOCABULARY_FILES):
-        of_adapter = load_tokenizer(str(info.folder), trust_remote_code=trust_remote_code)
-    tokenizer = (of_adapter or of_base).tokenizer
-    metadata = info.metadata if info is not None else None
-    notes = list(loaded.notes)
-    if metadata is None:
-        notes += of_base.special.notes
-        # Adapters made elsewhere are often saved with a tokenizer from before templates.
-        tokenizer.chat_template = tokenizer.chat_template or of_base.tokenizer.chat_template
-    template = choose_template(
-        tokenizer,
-        model.config.model_type,
-        options=metadata.template_options if metadata is not None else None,
-    )
+    notes = [*forced, *loaded.notes, *(of_base.special.notes if metadata is None else ())]
     if system is None and metadata is not None:
         system = metadata.system
     stop_ids = (metadata.stop_ids if metadata is not None else ()) or of_base.special.stop_ids

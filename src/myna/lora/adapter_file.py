@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 
 from myna import __version__
 from myna.errors import ConfigError, StorageError
+from myna.lora.adapter_limits import MAX_JSON_BYTES, check_file, check_settings
 from myna.lora.initial import changes_base
 from myna.lora.inject import (
     ADAPTER,
@@ -63,8 +64,13 @@ class AdapterMetadata(BaseModel):
     """The base as the user named it: a folder or a hub id."""
     base_fingerprint: str | None = None
     """Identifies the base's weights."""
+    forced_from: str | None = None
+    """The fingerprint of another base: the adapter was trained there first, and `--force-base` put
+    it on this one."""
     tokenizer_fingerprint: str | None = None
     """Identifies the tokenizer."""
+    template_sha256: str | None = None
+    """Identifies the chat template."""
     system: str | None = None
     """Persona put in front of conversations that have no system message."""
     template_origin: str | None = None
@@ -149,12 +155,16 @@ def read_adapter(folder: Path) -> AdapterInfo:
     Raises ConfigError if it is no LoRA adapter in safetensors; StorageError if a file is broken.
     """
     _check_files(folder)
+    check_file(folder, CONFIG_FILE, MAX_JSON_BYTES)
+    check_file(folder, WEIGHTS_FILE)
     config = _read_json(folder / CONFIG_FILE)
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ConfigError(
             f"{folder / CONFIG_FILE}: peft_type is {kind!r}; myna reads LORA adapters only."
         )
+    shapes = _read_shapes(folder / WEIGHTS_FILE)
+    check_settings(folder / CONFIG_FILE, config, shapes)
     targets = config.get("target_modules") or ()
     return AdapterInfo(
         folder=folder,
@@ -167,22 +177,54 @@ def read_adapter(folder: Path) -> AdapterInfo:
         init=_init_name(config.get("init_lora_weights", True)),
         base_model=config.get("base_model_name_or_path"),
         metadata=_read_metadata(folder / METADATA_FILE),
-        shapes=_read_shapes(folder / WEIGHTS_FILE),
+        shapes=shapes,
         config=config,
     )
 
 
-def load_adapter(
-    model: PreTrainedModel, folder: Path, *, base_fingerprint: str | None = None
-) -> PeftModel:
+def check_origin(
+    info: AdapterInfo,
+    *,
+    base: str,
+    tokenizer: str | None = None,
+    template: str | None = None,
+    force: bool = False,
+) -> tuple[str, ...]:
+    """Whether the adapter was trained with what it is to be used with.
+
+    Fingerprints of the base, of the tokenizer and of the chat template; None is not compared, nor
+    is what the adapter does not say (those of other tools say nothing). Returns notes: with `force`
+    the differences, which otherwise are a ConfigError with both fingerprints.
+    """
+    if info.metadata is None:
+        return ()
+    found = {
+        "base": (info.metadata.base_fingerprint, base),
+        "tokenizer": (info.metadata.tokenizer_fingerprint, tokenizer),
+        "chat template": (info.metadata.template_sha256, template),
+    }
+    differing = [
+        f"trained with the {name} {then}; here is {now}"
+        for name, (then, now) in found.items()
+        if then is not None and now is not None and then != now
+    ]
+    if differing and not force:
+        lines = "\n".join(f"  {line}" for line in differing)
+        raise ConfigError(
+            f"{info.folder} does not belong here (its base was {info.base_model}):\n{lines}\n"
+            "  Use what it was trained with, or say --force-base to use it all the same."
+        )
+    return tuple(f"forced by --force-base: {line}" for line in differing)
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Put the adapter in `folder` on `model` for inference: frozen, evaluation mode, float32.
 
-    `base_fingerprint`, if given, is compared with the one the adapter was trained on. Raises
-    ConfigError for a folder that is none, for another base and for shapes that do not fit, before
-    anything is allocated.
+    Raises ConfigError for a folder that is none, and for shapes that do not fit, before anything is
+    allocated. Whether it is the right model is `check_origin`'s.
     """
     info = read_adapter(folder)
-    _check_base(info, model, base_fingerprint)
+    _check_base(info, model)
     return _load(model, info, trainable=False, dropout=info.dropout)
 
 
@@ -191,7 +233,6 @@ def inject_from(
     folder: Path,
     *,
     dropout: float,
-    base_fingerprint: str | None = None,
 ) -> Injected:
     """Put the adapter in `folder` on `model` and train it on.
 
@@ -200,7 +241,7 @@ def inject_from(
     LoRA on linear layers or belong to a changed base.
     """
     info = read_adapter(folder)
-    _check_base(info, model, base_fingerprint)
+    _check_base(info, model)
     _check_continuable(info)
     peft_model = _load(model, info, trainable=True, dropout=dropout)
     grouped: dict[str, list[str]] = {}
@@ -295,7 +336,7 @@ def _listing(folder: Path) -> str:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(
             f"{file} is no valid JSON: {error}.\n  Copy the adapter again from its source."
         ) from error
@@ -307,6 +348,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _read_metadata(file: Path) -> AdapterMetadata | None:
     if not file.is_file():
         return None
+    check_file(file.parent, file.name, MAX_JSON_BYTES)
     try:
         return AdapterMetadata.model_validate_json(file.read_bytes())
     except ValidationError as error:
@@ -332,13 +374,7 @@ def _init_name(value: object) -> str:
     return value.lower() if isinstance(value, str) else "default"
 
 
-def _check_base(info: AdapterInfo, model: PreTrainedModel, fingerprint: str | None) -> None:
-    trained_on = info.metadata.base_fingerprint if info.metadata else None
-    if fingerprint and trained_on and fingerprint != trained_on:
-        raise ConfigError(
-            f"{info.folder} was trained on another base: {info.base_model}, fingerprint "
-            f"{trained_on}; this one has {fingerprint}.\n  Use the base that it was trained on."
-        )
+def _check_base(info: AdapterInfo, model: PreTrainedModel) -> None:
     if info.init.startswith(_LOST_BASE):
         raise ConfigError(
             f"{info.folder}: init_lora_weights is {info.init!r}: the adapter belongs to base "

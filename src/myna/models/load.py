@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from myna.errors import ConfigError
 from myna.models.bluelm import BlueLMConfig, register
+from myna.models.fingerprint import fingerprint_weights
 from myna.models.pickled_weights import convert_pickled_weights
 from myna.models.source import SMALL_FILES, find_folder, list_files, read_json
 
@@ -46,6 +47,8 @@ class LoadedModel:
 
     model: PreTrainedModel
     notes: tuple[str, ...]
+    fingerprint: str
+    """Which weights these are; see `fingerprint.py`."""
 
 
 @contextlib.contextmanager
@@ -165,7 +168,24 @@ def load_model(
     _check_complete(folder, loaded, info=result[1])
     loaded.config.name_or_path = loaded.name_or_path = _recorded_name(model)
     loaded.eval()
-    return LoadedModel(loaded, tuple(notes))
+    return LoadedModel(loaded, tuple(notes), fingerprint_weights(_weight_files(weights)))
+
+
+def fingerprint_of(
+    model: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> str:
+    """What `load_model` would give as the fingerprint of this local folder or hub id.
+
+    Raises ConfigError where its weights are missing or incomplete.
+    """
+    _, weights = _find_weights(model, revision, trust_remote_code)
+    return fingerprint_weights(_weight_files(weights))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = read_json(folder / _INDEX[_SAFETENSORS])
+    names = set(index.get("weight_map", {}).values()) or {_SAFETENSORS[0]}
+    return [folder / name for name in sorted(names)]
 
 
 def _attention(config: PreTrainedConfig) -> str:

@@ -2,26 +2,29 @@
 
     checkpoints/step-00000100/   adapter.safetensors optimizer.safetensors state.json MANIFEST.json
 
-Owns writing them aside, the manifest of SHA-256 sums, finding the newest that is intact, and
-removing old ones. Order is by step, never by the clock. No pickle is written or read. What the
-tensors mean is known to `lora` and `optimizer`.
+Owns writing them aside, in the background, from a copy; the manifest of SHA-256 sums; reading back
+what was written; finding the newest that is intact; and removing old ones, never before the new one
+is proven. Order is by step, never by the clock. No pickle is written or read. What the tensors mean
+is known to `lora` and `optimizer`.
 """
 
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import load, load_file, save
+from torch import Tensor, nn
 
 from myna.errors import StorageError
-from myna.run_dir import write_file, written_aside
+from myna.run_dir import remove_leftovers, written_aside, write_file
 
 MANIFEST = "MANIFEST.json"
+FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,20 @@ class State:
     """Where a run stands, besides its tensors."""
 
     step: int
+    run: str = ""
+    """Identity of the run; a checkpoint of another one is not used."""
     best_loss: float | None = None
     """Best held-out loss so far."""
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    skipped_steps: tuple[int, ...] = ()
+    """Steps whose loss or gradient was not finite and which were left out (`on_nonfinite: skip`)."""
     loss_scaling: dict[str, Any] = field(default_factory=dict)
     """What torch's GradScaler keeps; empty but for float16."""
     plans: list[dict[str, Any]] = field(default_factory=list)
     """The run's memory plans so far, as `MemoryPlan.to_json`."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """What the bits of the result depend on beside the run's own settings (`device.environment`)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,63 @@ def folder_of(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
+def checkpoint_bytes(model: nn.Module) -> int:
+    """About the size of a checkpoint: every trained number three times, for AdamW's two averages."""
+    return 3 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+
+class CheckpointWriter:
+    """Writes checkpoints while the run goes on, one after the other.
+
+    `begin` takes a copy and returns; what became of it is told by `finished` or `wait`.
+    """
+
+    def __init__(self, root: Path, *, keep: int) -> None:
+        self._root = root
+        self._keep = keep
+        self._thread: threading.Thread | None = None
+        self._outcomes: list[tuple[int, StorageError | None]] = []
+
+    def begin(
+        self, state: State, adapter: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
+    ) -> None:
+        """Start writing a checkpoint, after the one before is done."""
+        if self._thread is not None:
+            self._thread.join()
+        copies = [
+            {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+            for tensors in (adapter, optimizer)
+        ]
+        self._thread = threading.Thread(
+            target=self._write, args=(state, *copies), name="checkpoint", daemon=False
+        )
+        self._thread.start()
+
+    def finished(self) -> list[tuple[int, StorageError | None]]:
+        """(step, None or why it failed) of checkpoints that ended since this was last asked."""
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def wait(self) -> list[tuple[int, StorageError | None]]:
+        """`finished`, once nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        return self.finished()
+
+    def _write(
+        self, state: State, adapter: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
+    ) -> None:
+        error: StorageError | None = None
+        try:
+            save_checkpoint(self._root, state, adapter, optimizer, keep=self._keep)
+        except StorageError as failure:
+            error = failure
+        except MemoryError:
+            error = StorageError(f"{folder_of(self._root, state.step)}: no memory to write it.")
+        self._outcomes = [*self._outcomes, (state.step, error)]
+
+
 def save_checkpoint(
     root: Path,
     state: State,
@@ -61,28 +127,70 @@ def save_checkpoint(
     *,
     keep: int,
 ) -> Path:
-    """Write one checkpoint whole, then remove all but the newest `keep`.
+    """Write one checkpoint whole, read it back, then remove all but the newest `keep`.
 
-    Raises StorageError where it could not be written; older checkpoints are then untouched.
+    A checkpoint of that step that is there and intact is left as it is. Raises StorageError where
+    it could not be written or does not read back; older checkpoints are then untouched.
     """
     folder = folder_of(root, state.step)
+    if folder.is_dir() and not isinstance(_read(folder), str):
+        return folder
+    contents = dict(
+        zip(
+            FILES,
+            (
+                save(dict(adapter)),
+                save(dict(optimizer)),
+                json.dumps(asdict(state), indent=1).encode(),
+            ),
+            strict=True,
+        )
+    )
     with written_aside(folder) as aside:
-        contents = {
-            "adapter.safetensors": save(dict(adapter)),
-            "optimizer.safetensors": save(dict(optimizer)),
-            "state.json": json.dumps(asdict(state), indent=1).encode(),
-        }
-        manifest = {}
         for name, content in contents.items():
             (aside / name).write_bytes(content)
-            manifest[name] = {
-                "bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (aside / MANIFEST).write_bytes(_manifest(contents))
+    found = _read(folder)
+    if isinstance(found, str):
+        raise StorageError(
+            f"{folder}: what was written does not read back ({found}).\n"
+            "  The disk or its driver is failing; older checkpoints are untouched."
+        )
     for old in _newest_first(root)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        trash = old.with_name(f".{old.name}.trash")
+        shutil.rmtree(trash, ignore_errors=True)
+        try:
+            old.rename(trash)
+        except OSError as error:
+            raise StorageError(f"{old}: could not be removed: {error.strerror}.") from error
+        shutil.rmtree(trash, ignore_errors=True)
     return folder
+
+
+def latest_checkpoint(
+    root: Path, warn: Callable[[str], None], run: str | None = None
+) -> Checkpoint | None:
+    """The newest intact checkpoint, or None where there is none.
+
+    A damaged one is renamed to `*.corrupt`, told through `warn`, and the one before it is used. So
+    is one of another run than `run`, which is left where it is.
+    """
+    remove_leftovers(root)
+    for folder in _newest_first(root):
+        found = _read(folder)
+        if isinstance(found, Checkpoint):
+            if run is None or found.state.run == run:
+                return found
+            warn(f"checkpoint {folder.name} belongs to another run and is not used")
+            continue
+        aside = folder.with_name(folder.name + ".corrupt")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = folder.with_name(f"{folder.name}.corrupt-{number}")
+        folder.rename(aside)
+        warn(f"checkpoint {folder.name} is damaged ({found}); renamed to {aside.name}")
+    return None
 
 
 def _newest_first(root: Path) -> list[Path]:
@@ -91,34 +199,36 @@ def _newest_first(root: Path) -> list[Path]:
     )
 
 
-def latest_checkpoint(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest intact checkpoint, or None where there is none.
-
-    A damaged one is renamed to `*.corrupt`, told through `warn`, and the one before it is used.
-    """
-    for folder in _newest_first(root):
-        fault = _fault(folder)
-        if fault is None:
-            return Checkpoint(
-                State(**json.loads((folder / "state.json").read_text())),
-                load_file(folder / "adapter.safetensors"),
-                load_file(folder / "optimizer.safetensors"),
-            )
-        folder.rename(folder.with_name(folder.name + ".corrupt"))
-        warn(f"checkpoint {folder.name} is damaged ({fault}); renamed to {folder.name}.corrupt")
-    return None
+def _manifest(contents: Mapping[str, bytes]) -> bytes:
+    """Sizes and sums of all files, and a sum of these lines themselves."""
+    files = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
+    lines = json.dumps({"schema": 1, "files": files}, indent=1)
+    return f"{lines}\n{hashlib.sha256(lines.encode()).hexdigest()}\n".encode()
 
 
-def _fault(folder: Path) -> str | None:
+def _read(folder: Path) -> Checkpoint | str:
+    """What the folder holds, or what is wrong with it."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        for name, expected in manifest.items():
-            found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            if found != expected["sha256"]:
-                return f"{name} does not have the bytes that were written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+        contents = {name: (folder / name).read_bytes() for name in FILES}
+        manifest = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        return f"{type(error).__name__}: {error.strerror}"
+    if manifest != _manifest(contents):
+        return _first_difference(manifest, contents)
+    adapter, optimizer, state = contents.values()
+    values = json.loads(state)
+    values["skipped_steps"] = tuple(values["skipped_steps"])
+    return Checkpoint(State(**values), load(adapter), load(optimizer))
+
+
+def _first_difference(manifest: bytes, contents: Mapping[str, bytes]) -> str:
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest().encode() not in manifest:
+            return f"{name} does not have the bytes that were written"
+    return f"{MANIFEST} does not have the bytes that were written"
 
 
 def save_best(root: Path, step: int, loss: float, adapter: Mapping[str, Tensor]) -> None:

@@ -5,9 +5,12 @@ update; and that a step which ran out of memory is repeated whole, with the same
 reports goes through events; files of data, models and consoles are known to those who call it.
 """
 
+import contextlib
 import math
 import random
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,13 +24,20 @@ from myna.data.encode import Example
 from myna.data.loader import num_steps, num_targets, rows_of_steps, steps_per_epoch
 from myna.device import free_unused_memory, peak_memory_bytes
 from myna.distributed.group import ALONE, Group
-from myna.errors import Interrupted, NonFiniteError, OutOfMemoryError
+from myna.errors import (
+    ConfigError,
+    Interrupted,
+    NonFiniteError,
+    OutOfMemoryError,
+    StorageError,
+)
 from myna.lora.adapter_file import load_adapter_state
 from myna.lora.inject import adapter_state
-from myna.training.checkpoint import Checkpoint, State, load_best, save_best, save_checkpoint
+from myna.training.checkpoint import Checkpoint, State, load_best, save_best
 from myna.training.computation import Computation, PiecesAhead
 from myna.training.events import EventLog
 from myna.training.memory import Checkpointing, Memory, MemoryPlan, Part, Shortage
+from myna.training.nonfinite import too_many, write_dump
 from myna.training.optimizer import (
     Schedule,
     adamw,
@@ -36,6 +46,8 @@ from myna.training.optimizer import (
     set_learning_rate,
     trainable,
 )
+from myna.training.saving import Saving
+from myna.training.stop import OutOfTime, StopRequest
 from myna.training.validate import held_out_sums
 
 
@@ -58,6 +70,7 @@ class FitSettings:
     eval_steps: int | None = None
     early_stopping_patience: int | None = None
     keep_best: bool = False
+    on_nonfinite: str = "stop"
 
     def total_steps(self, num_rows: int) -> int:
         """Optimizer steps of the run on `num_rows` rows."""
@@ -99,25 +112,29 @@ def fit(
     resume: Checkpoint | None = None,
     group: Group = ALONE,
     writes: bool = True,
-    stop_requested: Callable[[], bool] = lambda: False,
+    stop: StopRequest | None = None,
+    beginning: State = State(0),
 ) -> FitResult:
     """Train `model`'s trainable parameters on `train_rows`; the adapter is in the model afterwards.
 
     The loss of a step is the sum of the cross-entropy over all trained tokens of its rows, in all
     pieces and processes, divided once by their number; how rows are cut into pieces changes
-    nothing. With `resume` the run goes on after that checkpoint as if it had not stopped. `plans`
+    nothing. With `resume` the run goes on after that checkpoint as if it had not stopped; without,
+    it starts from `beginning`, which says whose checkpoints these are. `plans`
     says from which step on what is computed how; without any, nothing recomputes until memory runs
     out, or what `checkpointing` fixes. When memory runs out, a smaller plan is made, told as a
     `plan` event, and the same step repeated.
 
-    Raises NonFiniteError before the weights move, OutOfMemoryError and Interrupted after a
-    checkpoint, the first when there is no smaller plan, the other when `stop_requested` turns true,
-    and StorageError where a checkpoint cannot be written.
+    Raises NonFiniteError before the weights move (with a dump of the step beside the checkpoints),
+    OutOfMemoryError and Interrupted after a checkpoint, the first when there is no smaller plan,
+    the other when `stop` asks for it, StorageError where the last checkpoint cannot be written, and
+    ConfigError where after the first step a layer of the adapter has no gradient.
     """
     rates = settings.learning_rates(len(train_rows))
     optimizer = adamw(model, weight_decay=settings.weight_decay)
     parameters = list(trainable(model).values())
-    state = State(0)
+    state = beginning
+    stop = stop or StopRequest()
     if resume is not None:
         state = resume.state
         load_adapter_state(model, resume.adapter)
@@ -134,16 +151,14 @@ def fit(
     result.stopped_early = _has_waited_long_enough(state, settings)
     model.train()
 
+    kept = checkpoints if writes else None
+    saving = Saving(
+        kept, keep=settings.keep_checkpoints, every=settings.save_steps, events=events
+    )
+
     def save() -> None:
-        if checkpoints is not None and writes:
-            save_checkpoint(
-                checkpoints,
-                replace(state, plans=[plan.to_json() for plan in memory.plans]),
-                adapter_state(model),
-                optimizer_tensors(optimizer, model),
-                keep=settings.keep_checkpoints,
-            )
-            events.emit("checkpoint", step=state.step)
+        whole = replace(state, plans=[plan.to_json() for plan in memory.plans])
+        saving.begin(whole, adapter_state(model), optimizer_tensors(optimizer, model))
 
     def plan_smaller(step: int, part: Part, size: int) -> None:
         """Have the same again computed in less memory; every process comes here together."""
@@ -154,6 +169,7 @@ def fit(
         except OutOfMemoryError:
             if state.step:
                 save()
+                saving.finish(state.step)
             raise
         message = f"{plan.reason}; it is repeated with the same rows: {replace(plan, reason='')}"
         if resume is not None:
@@ -169,18 +185,51 @@ def fit(
         last_step=state.step if result.stopped_early else rates.total_steps,
     )
     share = slice(group.rank, None, group.size)
-    with computation.prepared(model), PiecesAhead(train_rows) as ahead:
+    def leave_out(step: int, rows: Sequence[int], loss: float, grad_norm: float) -> None:
+        """Keep what repeats a step that is not finite; raise, unless it may be skipped."""
+        dump = None
+        if kept is not None:
+            with contextlib.suppress(StorageError):  # a full disk must not hide what happened
+                dump = write_dump(
+                    kept.parent / "nonfinite",
+                    step=step,
+                    loss=loss,
+                    grad_norm=grad_norm,
+                    rows=rows,
+                    examples=[train_rows[row] for row in rows],
+                    adapter=adapter_state(model),
+                    seed=settings.seed,
+                    plan=memory.plan.to_json(),
+                )
+        places = [str(train_rows[row].place) for row in rows]
+        if settings.on_nonfinite != "skip" or too_many(state.skipped_steps, step):
+            raise _non_finite(step, loss, grad_norm, places, settings, state, dump)
+        events.emit(
+            "warning",
+            step=step,
+            message=f"step {step} is left out (on_nonfinite: skip): loss {loss}, gradient norm "
+            f"{grad_norm}; the weights did not move. Rows: {', '.join(places)}"
+            + (f"; see {dump}" if dump else ""),
+        )
+
+    divergence = _Divergence()
+    with (
+        _left_in_time(optimizer) as time_left,
+        computation.prepared(model),
+        PiecesAhead(train_rows) as ahead,
+    ):
         for (step, epoch, rows), following in _with_next(steps):
             started = time.monotonic()
             num_trained = sum(num_targets(train_rows[row]) for row in rows)
             memory.begin(step, "step")
+            is_finite = True
             while True:  # until the step fits into memory
                 pieces = ahead.take(memory.computation, rows[share])
                 if following is not None:
                     ahead.begin(memory.computation, following[2][share])
                 sums = torch.zeros(2, device=device)  # loss, token positions computed
                 computing, updating = Shortage(), Shortage()
-                with computing:
+                with stop.may_be_left(), computing:
                     for number, piece in enumerate(pieces):
                         torch.manual_seed(_dropout_seed(settings.seed, step, group.rank, number))
                         loss = memory.computation.summed_loss(model, piece) / num_trained
@@ -193,21 +242,25 @@ def fit(
                     with updating:
                         # Before unscaling, so that all processes find the same overflow.
                         group.add_gradients(parameters)
+                        if step == 1:
+                            _check_gradients_arrive(model, [train_rows[row] for row in rows])
                         scaler.unscale_(optimizer)
                         norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
                         # The only place where the host waits for the device.
                         step_loss, computed_tokens, grad_norm = torch.cat(
                             [group.add(sums), norm.to(sums)[None]]
                         ).tolist()
-                        if not math.isfinite(step_loss) or not (
+                        is_finite = math.isfinite(step_loss) and (
                             math.isfinite(grad_norm) or scaler.is_enabled()
-                        ):
-                            places = [str(train_rows[row].place) for row in rows]
-                            raise _non_finite(step, step_loss, grad_norm, places, settings)
-                        learning_rate = rates.learning_rate(step)
-                        set_learning_rate(optimizer, learning_rate)
-                        scaler.step(optimizer)
-                        scaler.update()
+                        )
+                        if is_finite:
+                            learning_rate = rates.learning_rate(step)
+                            set_learning_rate(optimizer, learning_rate)
+                            scaler.step(optimizer)
+                            scaler.update()
+                        else:
+                            leave_out(step, rows, step_loss, grad_norm)
+                            scaler = _loss_scaler(model, device, state)
                         optimizer.zero_grad()
                         break
                     if group.size > 1:
@@ -224,27 +277,32 @@ def fit(
                 plan_smaller(step, "step", max(map(memory.computation.size, pieces), default=1))
 
             result.step = step
-            result.losses.append(step_loss)
-            tokens = sum(
-                len(train_rows[row].prompt_ids) + len(train_rows[row].completion_ids)
-                for row in rows
-            )
-            events.emit(
-                "step",
-                step=step,
-                epoch=round(epoch, 4),
-                loss=step_loss,
-                learning_rate=learning_rate,
-                grad_norm=grad_norm if math.isfinite(grad_norm) else None,
-                rows=len(rows),
-                tokens=tokens,
-                computed_tokens=int(computed_tokens),
-                trained_tokens=num_trained,
-                seconds=round(time.monotonic() - started, 4),
-                peak_memory_bytes=peak_memory_bytes(device.type),
-            )
-            is_last = step == rates.total_steps
             state = replace(state, step=step, loss_scaling=scaler.state_dict())
+            if is_finite:
+                result.losses.append(step_loss)
+                tokens = sum(
+                    len(train_rows[row].prompt_ids) + len(train_rows[row].completion_ids)
+                    for row in rows
+                )
+                events.emit(
+                    "step",
+                    step=step,
+                    epoch=round(epoch, 4),
+                    loss=step_loss,
+                    learning_rate=learning_rate,
+                    grad_norm=grad_norm if math.isfinite(grad_norm) else None,
+                    rows=len(rows),
+                    tokens=tokens,
+                    computed_tokens=int(computed_tokens),
+                    trained_tokens=num_trained,
+                    seconds=round(time.monotonic() - started, 4),
+                    peak_memory_bytes=peak_memory_bytes(device.type),
+                )
+                if message := divergence.note(step_loss):
+                    events.emit("warning", step=step, message=f"step {step}: {message}")
+            else:
+                state = replace(state, skipped_steps=(*state.skipped_steps, step))
+            is_last = step == rates.total_steps
             if held_out_rows and (is_last or _is_due(step, settings, len(train_rows))):
                 memory.begin(step, "eval")
                 while True:  # until the evaluation fits into memory
@@ -270,20 +328,30 @@ def fit(
                     tokens=int(num_tokens),
                 )
                 state = _judge(state, held_out)
-                if state.best_step == step and settings.keep_best and checkpoints and writes:
-                    save_best(checkpoints, step, held_out, adapter_state(model))
+                if state.best_step == step and settings.keep_best and kept is not None:
+                    save_best(kept, step, held_out, adapter_state(model))
                 result.best_loss, result.best_step = state.best_loss, state.best_step
             result.stopped_early = _has_waited_long_enough(state, settings)
-            stop = group.any(stop_requested(), device)
-            if step % settings.save_steps == 0 or stop or result.stopped_early or is_last:
+            stops = group.any(stop(), device)
+            saving.report(step)
+            if stops or result.stopped_early or is_last or saving.is_due(step):
                 save()
-            if stop and not is_last:
+            if stops and not is_last:
+                saving.finish(step)
                 raise Interrupted(f"stopped after step {step}; the same command goes on from here.")
             if result.stopped_early:
                 break
-
-    if settings.keep_best and checkpoints is not None and writes:
-        load_adapter_state(model, load_best(checkpoints))
+    if time_left.is_over:
+        if state.step:
+            save()
+        saving.finish(state.step)
+        raise Interrupted(
+            f"stopped in the step after step {state.step}, for which there was no time left; the "
+            "same command goes on from here."
+        )
+    saving.finish(state.step)
+    if settings.keep_best and kept is not None:
+        load_adapter_state(model, load_best(kept))
     return result
 
 
@@ -310,13 +378,85 @@ def _loss_scaler(model: nn.Module, device: torch.device, state: State) -> torch.
 
 
 def _non_finite(
-    step: int, loss: float, grad_norm: float, places: Sequence[str], settings: FitSettings
+    step: int,
+    loss: float,
+    grad_norm: float,
+    places: Sequence[str],
+    settings: FitSettings,
+    state: State,
+    dump: Path | None,
 ) -> NonFiniteError:
+    skipped = f" {len(state.skipped_steps)} were left out before it." if state.skipped_steps else ""
+    where = f"\n  The step can be repeated from {dump}." if dump else ""
     return NonFiniteError(
-        f"step {step}: loss is {loss}, gradient norm {grad_norm}; the weights did not move.\n"
-        f"  Rows: {', '.join(places)}.\n"
-        f"  Try a learning rate below {settings.learning_rate}, or dtype: float32."
+        f"step {step}: loss is {loss}, gradient norm {grad_norm}; the weights did not move."
+        f"{skipped}\n  Rows: {', '.join(places)}.\n"
+        f"  Try a learning rate below {settings.learning_rate}, or dtype: float32.{where}"
     )
+
+
+def _check_gradients_arrive(model: nn.Module, examples: Sequence[Example]) -> None:
+    """Raise ConfigError for layers whose adapter the first step does not reach.
+
+    At B = 0 every B has a gradient and no A has one. Experts that no token was sent to have none
+    either, and where every row computes a single token, attention has nothing to choose from.
+    """
+    if all(len(example.prompt_ids) + len(example.completion_ids) <= 2 for example in examples):
+        return
+    dead = [
+        name.removeprefix("base_model.model.")
+        for name, parameter in trainable(model).items()
+        if ".lora_B." in name
+        and "expert" not in name
+        and (parameter.grad is None or not bool(parameter.grad.any()))
+    ]
+    if dead:
+        listed = ", ".join(dead[:8]) + (f" and {len(dead) - 8} more" if len(dead) > 8 else "")
+        raise ConfigError(
+            f"After the first step {len(dead)} adapter weights have no gradient, so they would "
+            f"never learn: {listed}.\n"
+            "  Leave these layers out of lora.target_modules (parts of a model that text does not "
+            "pass through, such as a vision tower, cannot learn from it)."
+        )
+
+
+class _Divergence:
+    """Says once in a while that the loss has jumped far above what it was."""
+
+    TIMES, WINDOW, FEWEST = 10, 50, 10
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=self.WINDOW)
+        self._quiet = 0
+
+    def note(self, loss: float) -> str | None:
+        """A sentence where `loss` is more than ten times the median of the last fifty."""
+        usual = statistics.median(self._recent) if len(self._recent) >= self.FEWEST else math.inf
+        self._recent.append(loss)
+        self._quiet = max(0, self._quiet - 1)
+        if loss <= self.TIMES * usual or self._quiet:
+            return None
+        self._quiet = self.WINDOW
+        return (
+            f"the loss is {loss:.4g}, more than {self.TIMES} times the {usual:.4g} of the steps "
+            "before; a lower learning rate may be needed"
+        )
+
+
+@dataclass
+class _TimeLeft:
+    is_over: bool = False
+
+
+@contextlib.contextmanager
+def _left_in_time(optimizer: torch.optim.Optimizer) -> Iterator[_TimeLeft]:
+    """Ends in good order where a step was left for want of time."""
+    left = _TimeLeft()
+    try:
+        yield left
+    except OutOfTime:
+        left.is_over = True
+        optimizer.zero_grad()
 
 
 def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:

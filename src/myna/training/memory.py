@@ -190,6 +190,11 @@ class Memory:
         """All plans of the run, in the order in which they come into force."""
         self._use(self.plans[0])
 
+    @property
+    def plan(self) -> MemoryPlan:
+        """The one in force."""
+        return self._in_force
+
     def begin(self, step: int, part: Part) -> None:
         """Use the plan of this moment, so that a resumed run replays the plans of the first."""
         moment = (step, part == "eval")

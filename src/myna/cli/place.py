@@ -1,0 +1,47 @@
+"""Where a run lies, and what is said of one that is finished. Loads no torch.
+
+Owns the default of `output`, and the few lines that end `myna train` and `myna demo`.
+"""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from myna.cli.resumption import changed_settings
+from myna.config_file import ResolvedConfig
+from myna.run_dir import RUNS, RunDir
+
+
+def output_of(resolved: ResolvedConfig) -> Path:
+    """The run directory that the settings name, or runs/<stem of the YAML or data file>."""
+    if resolved.config.output is not None:
+        return Path(resolved.config.output).expanduser().absolute()
+    return (RUNS / (resolved.path or Path(resolved.config.data[0])).stem).absolute()
+
+
+def short(path: Path) -> str:
+    """As a person in this folder would type it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def say_if_finished(resolved: ResolvedConfig, console: Console) -> bool:
+    """Whether these settings name a run that is finished, which is then said; touches nothing.
+
+    Raises ConfigError where the run there had other settings.
+    """
+    directory = RunDir(output_of(resolved))
+    if not (directory.adapter.is_dir() and directory.config.is_file()):
+        return False
+    changed_settings(directory, resolved.with_output(directory.path).config)
+    console.print(f"{short(directory.path)} is finished; nothing was changed.")
+    show_result(directory, console)
+    return True
+
+
+def show_result(directory: RunDir, console: Console) -> None:
+    """Where the adapter is and what to do with it."""
+    console.print(
+        f"The adapter is in {short(directory.adapter)}\n"
+        f"  myna chat {short(directory.path)}      talk to it\n"
+        f"  {short(directory.loss_plot)}      how the loss went"
+    )
