@@ -353,7 +353,7 @@ def summary(
     samples = sorted(time for run in runs for time in run.step_seconds[warm_up:])
     counted = {name: sum(values[warm_up:]) for name, values in work.items()}
     return {
-        "variant": f"{job.dtype}, {_variant(job)}" if not job.contender.startswith("myna") else job.dtype,
+        "variant": job.dtype if job.contender.startswith("myna") else _described(job),
         "notes": runs[0].notes,
         "samples_per_second": counted["rows"] / seconds,
         "tokens_per_second": counted["tokens"] / seconds,
@@ -473,6 +473,10 @@ def device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(torch.device(device))
+
+
+def _described(job: Job) -> str:
+    return f"{job.dtype}, {_variant(job)}"
 
 
 def _variant(job: Job) -> str:

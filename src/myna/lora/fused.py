@@ -90,8 +90,10 @@ class _Group:
         if bases[0].bias is not None:
             self._bias = torch.cat([base.bias.detach() for base in bases])
         sizes = [base.out_features for base in bases]
-        for base, rows in zip(bases, self._weight.split(sizes), strict=True):
-            base.weight.data = rows
+        first = 0
+        for base, rows in zip(bases, sizes, strict=True):
+            base.weight.data = self._weight[first : first + rows]
+            first += rows
         self._x: Tensor | None = None
         self._outputs: dict[Any, Tensor] = {}
 
@@ -170,7 +172,8 @@ def _compute(
     p = layers[0].dropout_p
     if not p:
         return lora_linears(x, weight, bias, adapters, prepacked=prepacked)
-    return _with_dropout(x, weight, bias, adapters, p, prepacked)
+    ys: tuple[Tensor, ...] = _with_dropout(x, weight, bias, adapters, p, prepacked)
+    return ys
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code draws other numbers

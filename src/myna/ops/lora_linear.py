@@ -114,7 +114,7 @@ class _LoraLinears(torch.autograd.Function):
         else:
             y = torch.mm(rows, weight.T) if bias is None else torch.addmm(bias, rows, weight.T)
         sizes = [B.shape[0] for B in factors[1::2]]
-        parts = [y] if len(sizes) == 1 else list(y.split(sizes, dim=1))
+        parts = [y] if len(sizes) == 1 else torch.split(y, sizes, dim=1)
         for part, u, B in zip(parts, us, factors[1::2], strict=True):
             part.addmm_(u.T, B.to(x.dtype).T)
         ctx.save_for_backward(x, weight, *us, *factors)
@@ -146,10 +146,11 @@ class _LoraLinears(torch.autograd.Function):
                 v = (B.to(x.dtype).T @ g.T).mul_(scaling / kept)
                 if needs_A:
                     dA = (v @ (rows if mask is None else rows * mask)).to(A.dtype)
-                if dx is not None and mask is None:
-                    dx.addmm_(v.T, A.to(x.dtype))
-                elif dx is not None:
-                    dx.addcmul_(v.T @ A.to(x.dtype), mask)
+                if dx is not None:
+                    if mask is None:
+                        dx.addmm_(v.T, A.to(x.dtype))
+                    else:
+                        dx.addcmul_(v.T @ A.to(x.dtype), mask)
             results += [dA, (u @ g).T.to(B.dtype) if needs_B else None]
         return None if dx is None else dx.view(x.shape), *[None] * 6, *results
 

@@ -34,8 +34,8 @@ TOKEN_BUDGET = 8192
 """Tokens computed at once in a pack where memory does not ask for less."""
 
 FILLED_TO = 128
-"""Tokens whose multiples are the sizes of packs that are compiled size by size: a GPU computes tiles
-of so many rows anyway."""
+"""Packs that are compiled size by size have a multiple of so many tokens: a GPU computes tiles of
+that height anyway."""
 
 
 class Piece(Protocol):
@@ -431,9 +431,7 @@ def choose_computation(
         fused_head = _head_can_be_fused(model, device)
         short = fused_head and shorten_last_layer(model)
         return (
-            Packed(
-                device, micro_batch_size, boundary, fused_head, short, TOKEN_BUDGET, multiple
-            ),
+            Packed(device, micro_batch_size, boundary, fused_head, short, TOKEN_BUDGET, multiple),
             "packs of shared prefixes, checked against the model's own attention",
         )
     return (
