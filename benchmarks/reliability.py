@@ -59,7 +59,6 @@ from myna.cli.train import Options, run
 from myna.config_file import load_config
 from myna.device import processor
 from myna.errors import MynaError
-from myna.run_dir import RunDir
 from myna.training.checkpoint import CheckpointWriter, State, latest_checkpoint, save_checkpoint
 from tiny_model import save_tiny_model
 
@@ -236,7 +235,7 @@ def kill_repeatedly(bench: Bench, number: int) -> str:
             before = events.read_bytes().count(b'"event": "step"') if events.exists() else 0
             pid = begin(job, output)
             while True:
-                done, status = os.waitpid(pid, os.WNOHANG)
+                done, _ = os.waitpid(pid, os.WNOHANG)
                 if done:
                     break
                 if events.exists() and events.read_bytes().count(b'"event": "step"') > before:
@@ -321,7 +320,7 @@ def crash_point(bench: Bench, number: int, wanted: str) -> str:
 
 
 def full_disk(bench: Bench, number: int, wanted: str) -> str:
-    """ENOSPC at one file operation of the short run: it goes on, or ends with 4 (2 at its start)."""
+    """ENOSPC at one file operation of the short run: it goes on or ends with 4 (at its start 2)."""
     name = f"disk {number}"
     root = str(bench.folder / "runs" / name.replace(" ", "-"))
 
@@ -410,7 +409,9 @@ def not_finite(bench: Bench, number: int) -> str:
         code = finish(begin(bench.folder / "job.yaml", output, lambda: _poison(place, at, value)))
         if code != 6:
             said = output.parent / f"{output.name}.error"
-            return f"{place} {value} at {at}: exit {code}: {said.read_text() if said.exists() else ''}"
+            return (
+                f"{place} {value} at {at}: exit {code}: {said.read_text() if said.exists() else ''}"
+            )
         for file in output.rglob("*.safetensors"):
             if "nonfinite" in file.parts:
                 continue  # the dump shows what the step began with
@@ -576,7 +577,9 @@ def prepared(folder: Path) -> tuple[Bench, str]:
     return Bench(folder, sums.pop(), statistics.median(times), operations), short
 
 
-def kinds(bench: Bench, short: str, times: int, workers: int) -> Iterator[tuple[str, Callable[[], Outcome]]]:
+def kinds(
+    bench: Bench, short: str, times: int, workers: int
+) -> Iterator[tuple[str, Callable[[], Outcome]]]:
     """Every kind of trial by its name."""
     number = {name: count * times for name, count in NUMBERS.items()}
     points = range(1, bench.operations + 1)

@@ -7,6 +7,7 @@ import pytest
 
 from tiny_model import save_tiny_model
 
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))

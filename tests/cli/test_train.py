@@ -383,7 +383,7 @@ def test_what_is_allowed_to_change_is_changed_and_told(job: Path) -> None:
     assert "another learning rate at every step that is left" in str(caught.value)
     for text in ("--allow-change KEY", "--fresh", "--output"):
         assert text in str(caught.value)
-    with pytest.raises(ConfigError, match="Did you mean train.max_steps"):
+    with pytest.raises(ConfigError, match=r"Did you mean train\.max_steps"):
         train(job, "train.max_steps=12", allow=("max_steps",))
     _, said = train(job, "train.max_steps=12", allow=("train.max_steps",))
     assert "going on after step 6" in said and "12 steps of 4 rows" in said
@@ -399,7 +399,9 @@ def test_another_base_of_the_same_shape_is_noticed_on_resume(job: Path, tiny_mod
     directory, _ = train(job, f"model={base}", "train.max_steps=1")
     (directory / "adapter").rename(job.parent / "gone")
     weights = load_file(base / "model.safetensors")
-    save_file({n: t * 1.01 for n, t in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: t * 1.01 for n, t in weights.items()}, base / "model.safetensors", {"format": "pt"}
+    )
     with pytest.raises(ConfigError, match=r"with other base:\n  base is sampled:\w+… now and was "):
         train(job, f"model={base}", "train.max_steps=1")
     # Nor does the adapter speak on it.
@@ -442,7 +444,11 @@ def test_a_finished_run_says_so_without_touching_anything_or_loading_torch(job: 
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=job.parent, env=ENVIRONMENT, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=job.parent,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "runs/job is finished; nothing was changed." in done.stdout

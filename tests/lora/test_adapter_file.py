@@ -357,7 +357,11 @@ def test_another_base_tokenizer_or_template_of_the_same_shape(make_model, tmp_pa
     info = read_adapter(tmp_path)
     right = {"base": "aaaa", "tokenizer": "tttt", "template": "jjjj"}
     assert check_origin(info, **right) == ()
-    for name, shown in (("base", "base"), ("tokenizer", "tokenizer"), ("template", "chat template")):
+    for name, shown in (
+        ("base", "base"),
+        ("tokenizer", "tokenizer"),
+        ("template", "chat template"),
+    ):
         with pytest.raises(ConfigError) as caught:
             check_origin(info, **(right | {name: "bbbb"}))
         assert str(caught.value) == (
@@ -366,7 +370,9 @@ def test_another_base_tokenizer_or_template_of_the_same_shape(make_model, tmp_pa
             "  Use what it was trained with, or say --force-base to use it all the same."
         )
         (note,) = check_origin(info, **(right | {name: "bbbb"}), force=True)
-        assert note == f"forced by --force-base: trained with the {shown} {right[name]}; here is bbbb"
+        assert (
+            note == f"forced by --force-base: trained with the {shown} {right[name]}; here is bbbb"
+        )
 
 
 def test_an_adapter_that_says_nothing_of_its_origin_belongs_anywhere(make_model, tmp_path):

@@ -486,7 +486,12 @@ def test_a_resumed_run_replays_the_plans_that_were_made_on_the_way(
 
         model.get_submodule("base_model.model.model.norm").register_forward_pre_hook(fail)
         folder = tmp_path / name
-        more: dict[str, Any] = {"micro": None, "packed": True, "stop": StopWhen(stop), "resume": resume}
+        more: dict[str, Any] = {
+            "micro": None,
+            "packed": True,
+            "stop": StopWhen(stop),
+            "resume": resume,
+        }
         return run(model, rows, chosen, folder=folder, **more)
 
     model = tiny_model()

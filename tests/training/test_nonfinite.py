@@ -60,7 +60,9 @@ def test_the_run_stops_with_its_rows_and_the_step_can_be_repeated(
     # and without it they are what the step would have been.
     described = json.loads((dump / "step.json").read_text())
     again = [
-        Example("", "", tuple(row["prompt_ids"]), tuple(row["completion_ids"]), Place(Path(), 1, 1), 1)
+        Example(
+            "", "", tuple(row["prompt_ids"]), tuple(row["completion_ids"]), Place(Path(), 1, 1), 1
+        )
         for row in described["rows"]
     ]
     assert [row["row"] for row in described["rows"]] == [

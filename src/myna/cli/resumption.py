@@ -19,8 +19,8 @@ from myna.errors import ConfigError
 from myna.run_dir import RunDir, write_file
 
 _ELSEWHERE = (
-    "  Repeat the command that began this run, allow it with --allow-change KEY, start another with "
-    "--fresh, or choose another place with --output."
+    "  Repeat the command that began this run, allow it with --allow-change KEY, start another "
+    "with --fresh, or choose another place with --output."
 )
 _BEND_THE_SCHEDULE = ("train.epochs", "train.max_steps")
 
@@ -30,7 +30,7 @@ class Change:
     """Something that is not as it was when the run began."""
 
     name: str
-    """As `--allow-change` takes it: a setting, `data`, `tokenizer`, `template`, `base` or a package."""
+    """As `--allow-change` takes it: a setting or one of `INPUTS`."""
     before: Any
     now: Any
 
@@ -81,7 +81,7 @@ def changed_settings(
 def changed_inputs(
     directory: RunDir, identity: Mapping[str, str], allowed: Sequence[str] = ()
 ) -> list[Change]:
-    """As `changed_settings`, for what `identity` tells of data, tokenizer, template, base, versions.
+    """As `changed_settings`, for what `identity` tells of the `INPUTS`.
 
     Raises ConfigError with both values.
     """
@@ -106,7 +106,9 @@ def _refuse(
     bent = ""
     if any(change.name in _BEND_THE_SCHEDULE for change in refused):
         bent = "\n  A longer or shorter run has another learning rate at every step that is left."
-    raise ConfigError(f"{directory.path} holds a run with other {what}:\n{lines}{bent}\n{_ELSEWHERE}")
+    raise ConfigError(
+        f"{directory.path} holds a run with other {what}:\n{lines}{bent}\n{_ELSEWHERE}"
+    )
 
 
 INPUTS = ("data", "tokenizer", "template", "base", "torch", "transformers", "peft")

@@ -22,7 +22,7 @@ MAX_PATTERN = 2000
 
 
 def check_file(folder: Path, name: str, most_bytes: int | None = None) -> None:
-    """Raise ConfigError for a file that is a link out of its folder, or no plain file, or too large.
+    """Raise ConfigError for a link out of the folder and for no plain file, StorageError for size.
 
     Links of the hub's cache, from a snapshot into the blobs beside it, are what they should be.
     """
@@ -127,24 +127,21 @@ def _fault(pattern: Any) -> str | None:
 
 def _repeats_repeats(tree: Any, *, inside: bool) -> bool:
     """Whether a repetition holds another one or a choice: time may then be exponential."""
-    for operation, argument in tree:
-        name = str(operation)
-        if name == "BRANCH" and (inside or any(_repeats_repeats(b, inside=inside) for b in argument[1])):
-            return True
-        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            _, most, body = argument
-            repeats = most > 1
-            if repeats and inside:
-                return True
-            if _repeats_repeats(body, inside=inside or repeats):
-                return True
-        elif name == "SUBPATTERN" and _repeats_repeats(argument[-1], inside=inside):
-            return True
-        elif name in ("ASSERT", "ASSERT_NOT") and _repeats_repeats(argument[1], inside=inside):
-            return True
-        elif name == "GROUPREF_EXISTS" or name == "ATOMIC_GROUP":
-            return True
-    return False
+    return any(_may_never_end(str(name), argument, inside=inside) for name, argument in tree)
+
+
+def _may_never_end(name: str, argument: Any, *, inside: bool) -> bool:
+    if name == "BRANCH":
+        return inside or any(_repeats_repeats(one, inside=inside) for one in argument[1])
+    if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+        _, most, body = argument
+        repeats = most > 1
+        return (repeats and inside) or _repeats_repeats(body, inside=inside or repeats)
+    if name == "SUBPATTERN":
+        return _repeats_repeats(argument[-1], inside=inside)
+    if name in ("ASSERT", "ASSERT_NOT"):
+        return _repeats_repeats(argument[1], inside=inside)
+    return name in ("GROUPREF_EXISTS", "ATOMIC_GROUP")
 
 
 def _shown(value: Any) -> str:

@@ -21,7 +21,7 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
 from myna.errors import StorageError
-from myna.run_dir import remove_leftovers, written_aside, write_file
+from myna.run_dir import remove_leftovers, write_file, written_aside
 
 MANIFEST = "MANIFEST.json"
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
@@ -39,13 +39,13 @@ class State:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     skipped_steps: tuple[int, ...] = ()
-    """Steps whose loss or gradient was not finite and which were left out (`on_nonfinite: skip`)."""
+    """Steps left out because loss or gradient was not finite (`on_nonfinite: skip`)."""
     loss_scaling: dict[str, Any] = field(default_factory=dict)
     """What torch's GradScaler keeps; empty but for float16."""
     plans: list[dict[str, Any]] = field(default_factory=list)
     """The run's memory plans so far, as `MemoryPlan.to_json`."""
     environment: dict[str, Any] = field(default_factory=dict)
-    """What the bits of the result depend on beside the run's own settings (`device.environment`)."""
+    """What else the bits of the result depend on (`device.environment`)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def folder_of(root: Path, step: int) -> Path:
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
-    """About the size of a checkpoint: every trained number three times, for AdamW's two averages."""
+    """About the size of a checkpoint: the adapter and AdamW's two averages of it."""
     return 3 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
 

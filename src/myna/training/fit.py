@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -113,7 +113,7 @@ def fit(
     group: Group = ALONE,
     writes: bool = True,
     stop: StopRequest | None = None,
-    beginning: State = State(0),
+    beginning: State | None = None,
 ) -> FitResult:
     """Train `model`'s trainable parameters on `train_rows`; the adapter is in the model afterwards.
 
@@ -133,7 +133,7 @@ def fit(
     rates = settings.learning_rates(len(train_rows))
     optimizer = adamw(model, weight_decay=settings.weight_decay)
     parameters = list(trainable(model).values())
-    state = beginning
+    state = beginning or State(0)
     stop = stop or StopRequest()
     if resume is not None:
         state = resume.state
@@ -152,9 +152,7 @@ def fit(
     model.train()
 
     kept = checkpoints if writes else None
-    saving = Saving(
-        kept, keep=settings.keep_checkpoints, every=settings.save_steps, events=events
-    )
+    saving = Saving(kept, keep=settings.keep_checkpoints, every=settings.save_steps, events=events)
 
     def save() -> None:
         whole = replace(state, plans=[plan.to_json() for plan in memory.plans])
@@ -185,6 +183,7 @@ def fit(
         last_step=state.step if result.stopped_early else rates.total_steps,
     )
     share = slice(group.rank, None, group.size)
+
     def leave_out(step: int, rows: Sequence[int], loss: float, grad_norm: float) -> None:
         """Keep what repeats a step that is not finite; raise, unless it may be skipped."""
         dump = None
@@ -215,6 +214,7 @@ def fit(
     divergence = _Divergence()
     with (
         _left_in_time(optimizer) as time_left,
+        saving,
         computation.prepared(model),
         PiecesAhead(train_rows) as ahead,
     ):

@@ -7,6 +7,7 @@ written. How one is written is `checkpoint.py`'s.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from torch import Tensor
 
@@ -25,6 +26,16 @@ class Saving:
         self._failures = 0
         self._retry_at: int | None = None
         self._error: StorageError | None = None
+        self._told = 0
+
+    def __enter__(self) -> Self:
+        """The same."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing half written, whatever ended the run."""
+        if self._writer is not None:
+            self._tell(self._writer.wait(), self._told)
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint belongs after `step`: every so many, or because one failed."""
@@ -51,6 +62,7 @@ class Saving:
             raise self._error
 
     def _tell(self, outcomes: list[tuple[int, StorageError | None]], step: int) -> None:
+        self._told = step
         for saved, error in outcomes:
             self._error = error
             if error is None:

@@ -37,7 +37,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def may_be_left(self) -> Iterator[None]:
-        """A block that changes nothing which is kept; `OutOfTime` is raised in it or at its start."""
+        """A block that changes nothing that stays: `OutOfTime` is raised in it or at its start."""
         self._may_leave = True
         try:
             if self._hurry:
