@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from myna.cli.train import Options, run
 from myna.config_file import load_config
 from myna.errors import ConfigError, MynaError
+from myna.inference.speaker import open_speaker
 from myna.training.events import read_events
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
@@ -406,11 +407,10 @@ def test_another_base_of_the_same_shape_is_noticed_on_resume(job: Path, tiny_mod
         train(job, f"model={base}", "train.max_steps=1")
     # Nor does the adapter speak on it.
     (job.parent / "gone").rename(directory / "adapter")
-    done = myna("chat", directory, "--prompt", "hi", "--max-new-tokens", "2", folder=job.parent)
-    assert done.returncode == 2 and "trained with the base sampled:" in done.stderr
-    forced = ("--prompt", "hi", "--max-new-tokens", "2", "--force-base")
-    done = myna("chat", directory, *forced, folder=job.parent)
-    assert done.returncode == 0, done.stderr
+    with pytest.raises(ConfigError, match="trained with the base sampled:"):
+        open_speaker(str(directory), device="cpu", dtype="float32")
+    speaker = open_speaker(str(directory), device="cpu", dtype="float32", force_base=True)
+    assert [note for note in speaker.notes if note.startswith("forced by --force-base: trained")]
     # And training on from it leaves a mark.
     more = (f"model={base}", "lora.start_from=runs/job", "output=b", "train.max_steps=1")
     with pytest.raises(ConfigError, match="does not belong here"):
