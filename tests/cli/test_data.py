@@ -6,7 +6,8 @@ from typing import Any
 from rich.console import Console
 
 from myna.cli.data import show
-from myna.data.encode import Dataset, Encoder, encode_dataset
+from myna.data.dataset import Dataset, encode_dataset
+from myna.data.encode import Encoder
 from myna.data.formats import read_conversations
 from myna.data.templates import choose_template
 from myna.models.tokenizer import load_tokenizer

@@ -19,7 +19,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from myna.data.conversation import Conversation, Message
-from myna.data.encode import Accounting, Dataset, Encoder, RowRefused, encode_dataset
+from myna.data.dataset import Accounting, Dataset, encode_dataset
+from myna.data.encode import Encoder, RowRefused
 from myna.data.formats import Rows, read_conversations
 from myna.data.templates import choose_template
 from myna.errors import ConfigError, DataError

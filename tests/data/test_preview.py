@@ -4,7 +4,8 @@ from typing import Any
 from chat_families import CHATML, make_tokenizer, talk
 from rich.console import Console, RenderableType
 
-from myna.data.encode import Accounting, Dataset, Encoder, encode_dataset
+from myna.data.dataset import Accounting, Dataset, encode_dataset
+from myna.data.encode import Encoder
 from myna.data.formats import Rows
 from myna.data.preview import (
     accounting_table,
@@ -14,6 +15,7 @@ from myna.data.preview import (
     preview,
     to_json,
 )
+from myna.data.store import Examples
 from myna.data.templates import choose_template
 
 
@@ -39,10 +41,10 @@ def with_lengths(*lengths: int) -> Dataset:
     example = base.examples[0]
     from dataclasses import replace
 
-    examples = [
+    examples = Examples.of(
         replace(example, prompt_ids=(1,) * (length - 2), completion_ids=(1, 2))
         for length in lengths
-    ]
+    )
     return replace(base, examples=examples)
 
 

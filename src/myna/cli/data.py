@@ -8,7 +8,7 @@ import json
 
 from rich.console import Console
 
-from myna.data.encode import Dataset
+from myna.data.dataset import Dataset
 from myna.data.preview import preview, to_json
 
 

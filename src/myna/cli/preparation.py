@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from myna.config import Config
-from myna.data.encode import Dataset, Encoder, encode_dataset
+from myna.data.dataset import Dataset, encode_dataset
+from myna.data.encode import Encoder
 from myna.data.formats import read_conversations
 from myna.data.templates import choose_template
 from myna.models.load import context_length, load_config

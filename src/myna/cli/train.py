@@ -33,7 +33,7 @@ from myna.cli.terminal import console as terminal
 from myna.config import LoraConfig, TrainConfig
 from myna.config_file import ResolvedConfig
 from myna.data.held_out import split_held_out
-from myna.data.loader import rows_of_steps, steps_per_epoch
+from myna.data.loader import Draws, rows_of_steps, steps_per_epoch
 from myna.data.preview import preview
 from myna.device import choose_compute, failing_allocations
 from myna.distributed.group import Group, join_group
@@ -167,7 +167,8 @@ def _train(
             "5, and they cannot be compiled.\n  Use compile: false."
         )
     settings = _fit_settings(config.train)
-    total_steps = settings.total_steps(len(train_rows))
+    draws = Draws.of(train_rows)
+    total_steps = settings.total_steps(draws.num_rows)
 
     notes = [*prepared.loaded.special.notes, *base.notes, *injected.warnings]
     if total_steps < FEW_STEPS:
@@ -180,7 +181,7 @@ def _train(
         console.print(f"[yellow]note:[/] {note}")
     console.print(
         f"{total_steps:,} steps of {settings.batch_size} rows "
-        f"({steps_per_epoch(len(train_rows), settings.batch_size):,} per epoch), "
+        f"({steps_per_epoch(draws.num_rows, settings.batch_size):,} per epoch), "
         f"{len(train_rows):,} rows train, "
         f"{len(held_out_rows):,} held out{'' if held_out_rows else ' (held_out: 0)'}"
     )
@@ -200,7 +201,7 @@ def _train(
     measures = not group.agrees(len(plans), device) or not plans
     if measures:
         rows_by_step = rows_of_steps(
-            len(train_rows),
+            draws,
             settings.batch_size,
             seed=settings.seed,
             first_step=1,

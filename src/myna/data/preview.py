@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from myna.data.encode import Dataset, Example
+from myna.data.dataset import Dataset
+from myna.data.store import Example, Examples
 
 _REASONS = {
     "over_length": "longer than max_length",
@@ -55,21 +57,19 @@ def accounting_table(dataset: Dataset) -> Table:
     return table
 
 
-def length_percentiles(examples: Sequence[Example]) -> dict[str, int]:
+def length_percentiles(examples: Examples) -> dict[str, int]:
     """p50, p90, p99 (nearest rank) and max of the tokens per example, prompt and completion."""
-    lengths = sorted(_lengths(examples))
+    lengths = np.sort(examples.lengths).tolist()
     ranks = {f"p{p}": lengths[math.ceil(p / 100 * len(lengths)) - 1] for p in (50, 90, 99)}
     return {**ranks, "max": lengths[-1]}
 
 
 def length_histogram(dataset: Dataset) -> Group:
     """Percentiles, and at most ten bars of equal width from the shortest example to the longest."""
-    lengths = _lengths(dataset.examples)
-    shortest = min(lengths)
-    width = max(1, math.ceil((max(lengths) - shortest + 1) / _BINS))
-    counts = [0] * _BINS
-    for length in lengths:
-        counts[(length - shortest) // width] += 1
+    lengths = dataset.examples.lengths
+    shortest = int(lengths.min())
+    width = max(1, math.ceil((int(lengths.max()) - shortest + 1) / _BINS))
+    counts = np.bincount((lengths - shortest) // width, minlength=_BINS).tolist()
     while not counts[-1]:
         counts.pop()
     percentiles = length_percentiles(dataset.examples)
@@ -120,10 +120,6 @@ def to_json(dataset: Dataset, rows: int | None = None) -> dict[str, Any]:
             for example in dataset.examples[:rows]
         ]
     return result
-
-
-def _lengths(examples: Sequence[Example]) -> list[int]:
-    return [len(example.prompt_ids) + len(example.completion_ids) for example in examples]
 
 
 def _bar(share: float) -> str:
