@@ -36,22 +36,31 @@ class Prepared:
         }
 
 
-def prepare_rows(config: Config, *, trust_remote_code: bool) -> Prepared:
+def prepare_rows(config: Config, *, trust_remote_code: bool, needs_model: bool = True) -> Prepared:
     """Read, map and encode the data of `config` with the tokenizer of its model.
+
+    A folder of tokenizer files will do unless `needs_model`; nothing limits the length then.
 
     Raises DataError with every bad row before anything else is loaded.
     """
     rows = read_conversations([Path(name) for name in config.data])
     loaded = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     template = choose_template(loaded.tokenizer, loaded.model_type, override=config.template)
-    model_config = load_config(config.model, trust_remote_code=trust_remote_code)
+    limit = config.train.max_length
+    has_config = (loaded.folder / "config.json").is_file()
+    if needs_model or has_config:
+        model_config = load_config(config.model, trust_remote_code=trust_remote_code)
+        limit = limit or context_length(model_config)
     encoder = Encoder(
         loaded.tokenizer,
         template,
         stop_ids=loaded.special.stop_ids,
         system=config.system,
-        max_length=config.train.max_length or context_length(model_config),
+        max_length=limit,
         over_length=config.train.over_length,
         control_tokens=config.train.control_tokens,
+        limit_is_models=config.train.max_length is None,
     )
+    if limit is None and not has_config:
+        encoder.notes.append("no config.json beside the tokenizer, so max_length is not limited")
     return Prepared(encode_dataset(encoder, rows), loaded, encoder)

@@ -13,13 +13,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from myna.data.conversation import Conversation
-from myna.data.encode import Encoder, Ids, RowRefused
+from myna.data.conversation import Conversation, Place
+from myna.data.encode import EncodedRow, Encoder, Ids, RowRefused
 from myna.data.faults import Fault, Faults
 from myna.data.formats import Rows
+from myna.data.lengths import RowLengths, suggest_lengths
 from myna.data.store import Columns, Example, Examples, columns_of, joined, mix
 from myna.data.templates import ChatTemplate
 from myna.errors import DataError
+
+REFUSALS_KEPT = 1000
+"""Dropped rows that can be looked at; of more, the number is all that is kept."""
 
 _BATCH = 512
 """Conversations tokenized by one call: enough to keep a fast tokenizer's threads busy."""
@@ -72,6 +76,10 @@ class Dataset:
     """The template to save and serve with: the encoder's, its thinking switch set as trained."""
     tokenizer: Any
     """The tokenizer of the ids, to show where tokens begin."""
+    row_lengths: RowLengths
+    """Of all rows, those refused or shortened for their length as they came in."""
+    refusals: tuple[Fault, ...] = ()
+    """Rows that were dropped, the first `REFUSALS_KEPT` of them."""
 
 
 @dataclass
@@ -87,8 +95,12 @@ class Tally:
     """Rows with a shortened prompt, by what was taken out."""
     remarks: Counter[str] = field(default_factory=Counter)
     """What was done to answers beyond the template: how many of them."""
-    longest: int = 0
-    """Tokens of the longest over-long row."""
+    rows_by_length: Counter[str] = field(default_factory=Counter)
+    """Rows by the tokens of their longest answer, before anything was taken out."""
+    tokens_by_length: Counter[str] = field(default_factory=Counter)
+    """Tokens of all answers of these rows."""
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+    """Dropped rows, as `_fault_to_json` writes them, the first `REFUSALS_KEPT`."""
     thinking: int = 0
     """Rows with trained reasoning."""
     own_system: int = 0
@@ -99,10 +111,20 @@ class Tally:
     def add(self, other: "Tally") -> None:
         """Count the rows of `other` too."""
         for name, value in vars(other).items():
-            if name == "longest":
-                self.longest = max(self.longest, value)
-            else:
-                setattr(self, name, getattr(self, name) + value)
+            setattr(self, name, getattr(self, name) + value)
+        del self.refusals[REFUSALS_KEPT:]
+
+    def count_length(self, row: EncodedRow | RowRefused) -> None:
+        """Count a row under its length."""
+        self.rows_by_length[str(row.length)] += 1
+        self.tokens_by_length[str(row.length)] += row.tokens
+
+    @property
+    def row_lengths(self) -> RowLengths:
+        """The lengths counted so far."""
+        rows = {int(length): count for length, count in self.rows_by_length.items()}
+        tokens = {int(length): count for length, count in self.tokens_by_length.items()}
+        return RowLengths.of(rows, tokens)
 
     def to_json(self) -> dict[str, Any]:
         """The fields; `from_json` reads them."""
@@ -155,18 +177,21 @@ def encode_conversations(
             message.reasoning is not None and message.trained for message in conversation.messages
         )
         if isinstance(outcome, RowRefused):
-            tally.longest = max(tally.longest, outcome.length)
+            if outcome.reason == "over_length":
+                tally.count_length(outcome)
             if outcome.reason == "over_length" and encoder.over_length != "error":
                 tally.refused[outcome.reason] += 1
+                tally.refusals.append(_fault_to_json(outcome.fault))
             else:
                 faults.append(outcome.fault)
             continue
-        kinds = {example.truncated for example, _ in outcome} - {None}
+        tally.count_length(outcome)
+        kinds = {example.truncated for example, _ in outcome.examples} - {None}
         if kinds:
             tally.truncated["text_shortened" if "text_shortened" in kinds else "turns_dropped"] += 1
         else:
             tally.trained += 1
-        for example, remark in outcome:
+        for example, remark in outcome.examples:
             examples.append(example)
             if remark:
                 tally.remarks[remark] += 1
@@ -199,12 +224,10 @@ def encode_dataset(encoder: Encoder, rows: Rows) -> Dataset:
 
 def refuse(encoder: Encoder, tally: Tally, faults: Faults) -> None:
     """Raise DataError where there are faults, or where no row is left."""
-    longest = tally.longest
-    faults.mend(
-        "over_length",
-        f"The longest has {longest} tokens: set max_length to {longest}, or over_length to drop "
-        "or truncate_prompt.",
-    )
+    rows, limit = tally.row_lengths, encoder.max_length
+    longest = max(rows.lengths.tolist(), default=0)
+    if limit is not None and longest > limit:
+        faults.mend("over_length", suggest_lengths(rows, limit, is_models=encoder.limit_is_models))
     faults.raise_listed()
     if not tally.trained and not tally.truncated:
         raise DataError(
@@ -233,7 +256,16 @@ def dataset_of(
     )
     template = encoder.template.with_thinking(True) if tally.thinking else encoder.template
     all_notes = (*notes, *encoder.notes, *_notes(encoder, examples, tally))
-    return Dataset(examples, accounting, all_notes, content_hash, template, encoder.tokenizer)
+    return Dataset(
+        examples,
+        accounting,
+        all_notes,
+        content_hash,
+        template,
+        encoder.tokenizer,
+        tally.row_lengths,
+        faults_from_json(tally.refusals),
+    )
 
 
 def _notes(encoder: Encoder, examples: Examples, tally: Tally) -> Iterator[str]:
@@ -258,3 +290,27 @@ def _notes(encoder: Encoder, examples: Examples, tally: Tally) -> Iterator[str]:
         yield (
             f'{tally.unknown:,} answers have characters the tokenizer lacks; "{spelt}" is trained'
         )
+
+
+def faults_from_json(found: Sequence[Mapping[str, Any]]) -> tuple[Fault, ...]:
+    """The faults that a tally keeps."""
+    return tuple(
+        Fault(
+            each["kind"],
+            Place(Path(each["file"]), each["line"], each["row"]),
+            each["finding"],
+            each["mend"],
+        )
+        for each in found
+    )
+
+
+def _fault_to_json(fault: Fault) -> dict[str, Any]:
+    return {
+        "kind": fault.kind,
+        "file": str(fault.place.file),
+        "line": fault.place.line,
+        "row": fault.place.row,
+        "finding": fault.finding,
+        "mend": fault.mend,
+    }

@@ -69,8 +69,22 @@ class RowRefused(DataError):
         self.reason = reason
         self.fault = Fault(kind or reason, place, finding, mend)
         self.length = length
-        """Tokens of the refused row, where its length is the reason."""
+        """Tokens of the longest answer with its context, where the row's length is the reason."""
+        self.tokens = length
+        """Tokens of all its answers, each with its context, then too."""
         super().__init__(str(self.fault))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """The examples of a row, and how long it was before anything was taken out of it."""
+
+    examples: list[tuple[Example, str | None]]
+    """Each with a remark for the notes: what was done to its text beyond the template."""
+    length: int
+    """Tokens of the longest answer with its context."""
+    tokens: int
+    """Tokens of all answers, each with its context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +112,7 @@ class Encoder:
         system: put in front of conversations and prompts without a system message of their own.
         max_length: longest example in tokens, prompt and completion; None: no limit.
         over_length: what happens to longer ones.
+        limit_is_models: `max_length` is the most that the model was made for, not what a user set.
         control_tokens: what happens to a text that spells one of the tokenizer's control tokens.
 
     Raises:
@@ -114,6 +129,7 @@ class Encoder:
         max_length: int | None = None,
         over_length: OverLength = "error",
         control_tokens: ControlTokens = "error",
+        limit_is_models: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
@@ -122,6 +138,7 @@ class Encoder:
         self.system = system if system and system.strip() else None
         self.max_length = max_length
         self.over_length = over_length
+        self.limit_is_models = limit_is_models
         self.control_tokens = control_tokens
         self.notes = list(template.notes)
         self._renderers = {on: template.with_thinking(on) for on in (False, True)}
@@ -165,12 +182,12 @@ class Encoder:
         (outcome,) = self.encode_batch([conversation])
         if isinstance(outcome, RowRefused):
             raise outcome
-        return [example for example, _ in outcome]
+        return [example for example, _ in outcome.examples]
 
     def encode_batch(
         self, conversations: Sequence[Conversation], ids: Ids | None = None
-    ) -> list[list[tuple[Example, str | None]] | RowRefused]:
-        """Per conversation its examples, each with a remark for the notes, or why it is refused.
+    ) -> list[EncodedRow | RowRefused]:
+        """Per conversation its examples, or why it is refused.
 
         Args:
             conversations: any number; all their texts are tokenized by one call.
@@ -187,18 +204,31 @@ class Encoder:
         wholes = [turn.prompt_text + turn.completion_text for turn in turns]
         all_ids = (ids or self._ids)([*prompts, *wholes])
         prompt_ids, whole_ids = iter(all_ids[: len(turns)]), iter(all_ids[len(turns) :])
-        outcomes: list[list[tuple[Example, str | None]] | RowRefused] = []
+        outcomes: list[EncodedRow | RowRefused] = []
         for row in rows:
             if isinstance(row, RowRefused):
                 outcomes.append(row)
                 continue
             # Taken for all turns before any can be refused: the iterators stay in step.
             encoded = [(turn, next(prompt_ids), next(whole_ids)) for turn in row]
-            try:
-                outcomes.append([(self._fit(turn, *each), turn.remark) for turn, *each in encoded])
-            except RowRefused as refusal:
-                outcomes.append(refusal)
+            outcomes.append(self._row(encoded))
         return outcomes
+
+    def _row(
+        self, encoded: Sequence[tuple[_Turn, list[int], list[int]]]
+    ) -> EncodedRow | RowRefused:
+        """One conversation, from its turns with the ids of prompt and whole."""
+        try:
+            made = [(turn, self._example(turn, *ids)) for turn, *ids in encoded]
+        except RowRefused as refusal:
+            return refusal
+        lengths = [len(example.prompt_ids) + len(example.completion_ids) for _, example in made]
+        try:
+            fitting = [(self._fit(turn, example), turn.remark) for turn, example in made]
+        except RowRefused as refusal:
+            refusal.length, refusal.tokens = max(lengths), sum(lengths)
+            return refusal
+        return EncodedRow(fitting, max(lengths), sum(lengths))
 
     def _turns(self, conversation: Conversation) -> Iterator[_Turn]:
         if found := self._find_control_token(conversation.messages, conversation.tools):
@@ -294,9 +324,8 @@ class Encoder:
             f'the chat template ends an answer with no stop token; "{eos}" was appended'
         )
 
-    def _fit(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> Example:
+    def _fit(self, turn: _Turn, example: Example) -> Example:
         """The example of a turn, shortened if it must and may be."""
-        example = self._example(turn, prompt_ids, whole_ids)
         length = len(example.prompt_ids) + len(example.completion_ids)
         if self.max_length is None or length <= self.max_length:
             return example

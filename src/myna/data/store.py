@@ -5,7 +5,7 @@ columns, in memory or mapped from files, so that no Python object stands for a r
 for. How examples are made is `encode.py`'s; which files hold the columns is `cache.py`'s.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -43,6 +43,9 @@ COLUMNS: Mapping[str, str] = {
 HEAPS: Mapping[str, str] = {"ids": "uint32", "texts": "uint8"}
 """What the columns point into: all token ids and all UTF-8 texts, one example after the other, its
 prompt before its completion. On disk, ids of a small vocabulary are uint16."""
+
+_TEXTS_AT_ONCE = 1 << 16
+"""Places of texts that are Python objects at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,34 @@ class Examples(Sequence[Example]):
         """(N,) places in `TRUNCATED`."""
         return self._column("truncated")
 
+    def id_blocks(self, max_tokens: int = 1 << 22) -> Iterator[tuple[int, int, Array]]:
+        """(first, last, ids) of runs of examples: the ids of each run, one example after the other.
+
+        A run is as many examples as have `max_tokens` ids together, but at least one.
+        """
+        starts, lengths = self._column("id_starts"), self.lengths.astype(np.int64)
+        ends = np.cumsum(lengths)
+        first = 0
+        while first < len(self):
+            done = int(ends[first] - lengths[first])
+            last = max(int(np.searchsorted(ends, done + max_tokens, side="right")), first + 1)
+            run = slice(first, last)
+            # From where an id stands in the run to where it stands in the heap.
+            moves = np.repeat(starts[run] - (ends[run] - lengths[run] - done), lengths[run])
+            yield first, last, self._columns["ids"][moves + np.arange(len(moves))]
+            first = last
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """(prompt, completion) text of each example in order, cheaper than asking for each."""
+        heap = np.asarray(self._columns["texts"]).data
+        names = ("text_starts", "prompt_bytes", "completion_bytes")
+        columns = [self._column(name) for name in names]
+        for first in range(0, len(self), _TEXTS_AT_ONCE):
+            some = [column[first : first + _TEXTS_AT_ONCE].tolist() for column in columns]
+            for start, prompt, completion in zip(*some, strict=True):
+                border = start + prompt
+                yield _text(heap[start:border]), _text(heap[border : border + completion])
+
 
 def columns_of(examples: Sequence[Example], files: Sequence[Path]) -> Columns:
     """`examples` as columns; their files are among `files`."""
@@ -287,5 +318,5 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _text(content: bytes) -> str:
-    return content.decode("utf-8", "surrogatepass")
+def _text(content: bytes | memoryview) -> str:
+    return str(content, "utf-8", "surrogatepass")
