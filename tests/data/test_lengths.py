@@ -3,9 +3,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from chat_families import CHATML, make_tokenizer, talk
 from hypothesis import given
 from hypothesis import strategies as st
 
+from myna.data.dataset import Dataset, Tally, encode_dataset
+from myna.data.encode import Encoder, OverLength
+from myna.data.formats import Rows
 from myna.data.lengths import (
     Bar,
     LengthChoice,
@@ -15,6 +19,8 @@ from myna.data.lengths import (
     length_percentiles,
     suggest_lengths,
 )
+from myna.data.templates import choose_template
+from myna.errors import DataError
 
 
 def rows_of(*rows: tuple[int, int]) -> RowLengths:
@@ -120,3 +126,71 @@ def test_the_words_for_rows_that_are_too_long() -> None:
         "rows, or set over_length to drop or truncate_prompt.\n"
         "  Dropping keeps 980 of 1,000 rows (98.0%) and takes 84% of the time of all (by tokens"
     )
+
+
+def encoded(max_length: int | None, over_length: OverLength, *, lines: int = 4) -> Dataset:
+    """A short row, one of two answers, one with a long question and one with a long answer."""
+    tokenizer = make_tokenizer("byte", CHATML, eos_token="<|im_end|>")
+    encoder = Encoder(
+        tokenizer,
+        choose_template(tokenizer, None),
+        stop_ids=[tokenizer.eos_token_id],
+        max_length=max_length,
+        over_length=over_length,
+    )
+    yes = ("assistant", "yes")
+    conversations = (
+        talk(("user", "hello"), yes, line=1),
+        talk(("user", "hello"), yes, ("user", "what " * 9), yes, line=2),
+        talk(("user", "hello " * 60), yes, line=3),
+        talk(("user", "hello"), ("assistant", "answer " * 80), line=4),
+    )
+    return encode_dataset(encoder, Rows(conversations[:lines], (), "hash"))
+
+
+def test_rows_are_as_long_as_they_came_in_whatever_becomes_of_them() -> None:
+    whole = encoded(None, "error")
+    lengths = whole.examples.lengths.tolist()
+    rows = [lengths[0], max(lengths[1:3]), lengths[3], lengths[4]]
+    tokens = [lengths[0], sum(lengths[1:3]), lengths[3], lengths[4]]
+    assert whole.row_lengths.lengths.tolist() == sorted(rows)
+    assert sum(whole.row_lengths.tokens.tolist()) == sum(lengths) == sum(tokens)
+    limit = max(rows[:2])
+    policies: list[OverLength] = ["drop", "truncate_prompt"]
+    for policy in policies:
+        cut = encoded(limit, policy)
+        assert sum(cut.accounting.refused.values()) == (2 if policy == "drop" else 1)
+        for name in ("lengths", "rows", "tokens"):
+            same = getattr(cut.row_lengths, name) == getattr(whole.row_lengths, name)
+            assert same.all(), (policy, name)
+
+
+def test_a_row_with_a_later_answer_that_is_longer_still_is_as_long_as_that() -> None:
+    # The first answer is over the limit already; the length advised must let the second in too.
+    _, first, second = encoded(None, "error", lines=2).examples.lengths.tolist()
+    assert first < second
+    with pytest.raises(DataError) as caught:
+        encoded(first - 1, "error", lines=2)
+    assert f"set max_length to {second}, or over_length" in str(caught.value)
+
+
+def test_dropped_rows_keep_their_reasons() -> None:
+    data = encoded(100, "drop")
+    assert [fault.place.line for fault in data.refusals] == [3, 4]
+    assert all("and max_length is 100." in fault.finding for fault in data.refusals)
+
+
+def test_tallies_of_parts_add_up_and_survive_json() -> None:
+    import json
+
+    fault = {"kind": "k", "file": "f", "line": 1, "row": 1, "finding": "x.", "mend": ""}
+    one = Tally(rows_by_length=Counter({"7": 2}), tokens_by_length=Counter({"7": 14}))
+    other = Tally(
+        rows_by_length=Counter({"7": 1, "9": 1}),
+        tokens_by_length=Counter({"7": 8, "9": 9}),
+        refusals=[fault] * 1200,
+    )
+    one.add(other)
+    read = Tally.from_json(json.loads(json.dumps(one.to_json())))
+    assert (read, len(read.refusals)) == (one, 1000)
+    assert read.row_lengths.kept_by(8) == LengthChoice(8, 3, 0.75, 22, 22 / 31)

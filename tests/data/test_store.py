@@ -115,3 +115,23 @@ def test_hashes_are_a_part_of_saved_runs() -> None:
     expected = mixed((sum(mixed(at << 32 | id_) for at, id_ in enumerate(ids)) + 50) % 2**64)
     (found,) = hash_runs(np.array([9, *ids], np.uint32), np.array([1]), np.array([51]))
     assert int(found) == expected
+
+
+@given(st.lists(EXAMPLES, max_size=9), st.data())
+def test_ids_in_runs_and_texts_are_those_of_each_example(
+    rows: list[Example], data: st.DataObject
+) -> None:
+    numbers = data.draw(st.lists(st.integers(0, max(len(rows) - 1, 0)), max_size=9 * bool(rows)))
+    max_tokens = data.draw(st.integers(1, 40))
+    for examples in (Examples.of(rows), Examples.of(rows).select(numbers)):
+        assert list(examples.texts()) == [
+            (each.prompt_text, each.completion_text) for each in examples
+        ]
+        end = 0
+        for first, last, ids in examples.id_blocks(max_tokens):
+            assert first == end < last
+            wanted = [each.prompt_ids + each.completion_ids for each in examples[first:last]]
+            assert ids.tolist() == [id_ for each in wanted for id_ in each]
+            assert len(ids) <= max_tokens or last == first + 1
+            end = last
+        assert end == len(examples)
