@@ -134,7 +134,7 @@ def _train(
     writes = group.writes(on_each_node=config.train.save_on_each_node)
 
     check_init(config.lora.init, config.lora.rank)
-    prepared = prepare_rows(config, trust_remote_code=trust_remote_code)
+    prepared = prepare_rows(config, trust_remote_code=trust_remote_code, console=console)
     if directory.data.exists():
         check_same_data(directory, prepared.hashes)
     console.print(preview(prepared.dataset))
