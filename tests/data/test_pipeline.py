@@ -91,6 +91,8 @@ def assert_same(one: Dataset, other: Dataset) -> None:
     assert one.notes == other.notes
     assert one.content_hash == other.content_hash
     assert one.template == other.template
+    assert one.refusals == other.refusals
+    assert one.row_lengths.choices() == other.row_lengths.choices()
 
 
 def fail(*_: object, **__: object) -> None:

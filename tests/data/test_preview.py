@@ -119,12 +119,12 @@ def test_statistics_stand_below_what_they_are_about() -> None:
 def test_lengths_and_what_they_cost() -> None:
     choices = RowLengths.of({50: 995, 1000: 5}, {50: 49750, 1000: 5000}).choices()
     text = shown(choices_table(choices, 384))
-    assert "(384 is in use)" in text
+    assert "(max_length is 384)" in text
     lines = words(text)
     assert ["1,000", "1,000", "100.0%", "54,750", "100%"] in lines
     assert ["50", "995", "99.5%", "49,750", "91%"] in lines
     assert "attention" in text and "not counted" in text
-    assert "no limit is set" in shown(choices_table(choices, None))
+    assert "(max_length is not limited)" in shown(choices_table(choices, None))
 
 
 def test_example_is_legible_without_colour() -> None:

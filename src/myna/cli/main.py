@@ -125,8 +125,7 @@ def data(
 ) -> None:
     """Show what would be trained: accounting, lengths, odd rows, coloured tokens.
 
-    A tokenizer is enough; no weights are read. With --row, --find or --only the answers are shown
-    token by token, on a terminal in a pager (q leaves it).
+    A tokenizer is enough. With --row, --find or --only: those answers, in a pager (q leaves it).
     """
     from myna.cli import data as command
     from myna.cli.preparation import prepare_rows

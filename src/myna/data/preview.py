@@ -236,9 +236,9 @@ def choices_table(choices: Sequence[LengthChoice], max_length: int | None) -> Gr
             f"{choice.tokens:,}",
             f"{choice.time:.0%}",
         )
-    used = "no limit is set" if max_length is None else f"{max_length:,} is in use"
+    used = "not limited" if max_length is None else f"{max_length:,}"
     return Group(
-        Text(f"lengths that keep all rows or 99 % of them ({used})"),
+        Text(f"lengths that keep all rows or 99 % of them (max_length is {used})"),
         table,
         Text(TIME_NOTE, style="dim"),
     )
