@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -207,3 +208,14 @@ def test_over_long_rows_stop_with_lengths_that_would_do(tokenizer_only: Path, ta
     limit = ("train.max_length=200",)
     complaint = myna_data("--model", tokenizer_only, "--data", talk, *limit, code=3)
     assert "set max_length to 388" in complaint
+
+
+def test_the_readme_shows_what_one_gets() -> None:
+    root = Path(__file__).parents[2]
+    section = (root / "README.md").read_text(encoding="utf-8").partition("## Look before")[2]
+    command, counts, row = re.findall(r"```\n(.*?)```", section, re.DOTALL)[:3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        text = myna_data(*command.split()[2:])
+    printed = "\n".join(line.rstrip() for line in text.splitlines())
+    assert counts in printed + "\n" and row in printed + "\n"

@@ -1,11 +1,14 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 from chat_families import CHATML, make_tokenizer, talk
 
+from myna.data.conversation import Place
 from myna.data.dataset import Dataset, encode_dataset
 from myna.data.encode import Encoder
+from myna.data.faults import Fault
 from myna.data.formats import Rows
 from myna.data.page import MAX_SHOWN, page
 from myna.data.statistics import count_everything
@@ -134,6 +137,21 @@ def test_the_middle_of_a_very_long_text_is_left_out_and_counted() -> None:
     prompt = len(data.examples[0].prompt_text)
     assert f"[…{prompt - MAX_SHOWN:,} characters left out…]" in text
     assert len(text) < 2 * MAX_SHOWN + 6000
+
+
+def test_refused_rows_stand_with_their_reasons() -> None:
+    data = dataset(("hello", "yes"))
+    assert "Refused rows" not in words(read(data))
+    faults = [
+        Fault("over_length", Place(Path("rows.jsonl"), line, line), f"{line} <b>tokens</b>.")
+        for line in range(2, 27)
+    ]
+    refused = {"over_length": 2000}
+    accounting = replace(data.accounting, rows_in=2001, refused=refused)
+    data = replace(data, refusals=tuple(faults), accounting=accounting)
+    text = words(read(data))
+    assert "rows.jsonl line 2 2 <b>tokens</b>." in text and "rows.jsonl line 21 21" in text
+    assert "rows.jsonl line 22" not in text and "And 1,980 more." in text
 
 
 def test_held_out_rows_and_leaks_are_named() -> None:

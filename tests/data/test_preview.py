@@ -218,6 +218,14 @@ def test_preview_is_a_screen_and_points_to_the_rest() -> None:
     assert len(text.splitlines()) <= 32
 
 
+def test_preview_tells_lengths_only_where_rows_were_too_long() -> None:
+    data = dataset(questions=["hello", "what"])
+    longest = int(data.row_lengths.lengths.max())
+    assert "lengths that keep" not in shown(preview(data))
+    assert "lengths that keep" not in shown(preview(data, max_length=longest))
+    assert f"(max_length is {longest - 1})" in shown(preview(data, max_length=longest - 1))
+
+
 def test_overview_shows_all_and_as_many_examples_as_asked() -> None:
     data = dataset(questions=["hello", "what"])
     text = shown(overview(data, counted(data), examples=2))

@@ -142,6 +142,8 @@ def _show_rows(dataset: Dataset, rows: int | None, wanted: Wanted, console: Cons
         for fault in islice(choose_refused(dataset, wanted), rows):
             output.print(Text(visible(f"refused: {fault}").rstrip()), soft_wrap=not wraps)
             shown += 1
+        if wanted.only == "refused" and (more := _not_kept(dataset)):
+            output.print(f"and {more:,} refused rows more, of which only the number is kept")
         for number in numbers:
             text = coloured_example(
                 dataset.examples[number],
@@ -155,6 +157,10 @@ def _show_rows(dataset: Dataset, rows: int | None, wanted: Wanted, console: Cons
             shown += 1
     if not shown:
         console.print("No row fits.")
+
+
+def _not_kept(dataset: Dataset) -> int:
+    return sum(dataset.accounting.refused.values()) - len(dataset.refusals)
 
 
 def _to_json(

@@ -137,7 +137,7 @@ def _train(
     prepared = prepare_rows(config, trust_remote_code=trust_remote_code, console=console)
     if directory.data.exists():
         check_same_data(directory, prepared.hashes)
-    console.print(preview(prepared.dataset))
+    console.print(preview(prepared.dataset, max_length=prepared.encoder.max_length))
     train_rows, held_out_rows = split_held_out(
         prepared.dataset.examples, config.held_out, config.train.seed
     )

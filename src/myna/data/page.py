@@ -10,6 +10,7 @@ from html import escape
 
 from myna import __version__
 from myna.data.dataset import Dataset
+from myna.data.faults import SCREENFUL
 from myna.data.lengths import Bar, LengthChoice
 from myna.data.oddities import Oddity
 from myna.data.preview import (
@@ -137,6 +138,7 @@ def page(dataset: Dataset, statistics: Statistics, shown: Sequence[int], *, titl
             *_section("Rows, answers, tokens", [_accounting(statistics), _shares(statistics)]),
             *_section("Lengths", [_histogram(statistics), _choices(statistics)]),
             *_section("Rows to look at", map(_odd, statistics.oddities)),
+            *(_section("Refused rows", [_refused(dataset)]) if dataset.refusals else []),
             *_section("Rows, token by token", _rows(dataset, statistics, shown)),
             f"<footer>myna {__version__}</footer>\n</body>\n</html>\n",
         ]
@@ -283,6 +285,17 @@ def _odd(oddity: Oddity) -> str:
         f"<h3>{_text(title + more)}</h3>\n"
         f'<div class="card"><table class="odd">\n{rows}\n</table></div>'
     )
+
+
+def _refused(dataset: Dataset) -> str:
+    shown = dataset.refusals[:SCREENFUL]
+    rows = "\n".join(
+        f"<tr><td>{_text(str(fault.place))}</td><td>{_text(fault.finding)}</td></tr>"
+        for fault in shown
+    )
+    more = sum(dataset.accounting.refused.values()) - len(shown)
+    rest = f'<p class="soft">And {more:,} more.</p>' if more else ""
+    return f'<div class="card"><table>\n{rows}\n</table></div>{rest}'
 
 
 def _rows(dataset: Dataset, statistics: Statistics, shown: Sequence[int]) -> list[str]:

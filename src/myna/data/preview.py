@@ -61,13 +61,19 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
-def preview(dataset: Dataset) -> RenderableType:
-    """What stands before step 1, about a screen: notes, accounting, lengths, the first example."""
+def preview(dataset: Dataset, *, max_length: int | None = None) -> RenderableType:
+    """What stands before step 1, about a screen: notes, accounting, lengths, the first example.
+
+    Where rows were longer than `max_length`, also which lengths would have kept them.
+    """
     lengths = dataset.examples.lengths
+    choices = dataset.row_lengths.choices()
+    is_short = max_length is not None and bool(choices) and choices[0].max_length > max_length
     return Group(
         *_notes(dataset),
         accounting_table(dataset.accounting, len(dataset.examples)),
         length_histogram(length_percentiles(lengths), length_bars(lengths)),
+        *([choices_table(choices, max_length)] if is_short else []),
         coloured_example(dataset.examples[0], dataset.tokenizer),
         Text("`myna data` shows all of it: repeats, conflicts, the oddest rows, every token"),
     )
