@@ -4,7 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from chat_families import CHATML, make_tokenizer, talk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myna.data.dataset import Dataset, Tally, encode_dataset
@@ -44,6 +44,7 @@ def test_percentiles_by_nearest_rank() -> None:
     assert length_percentiles([1, 2, 9])["p50"] == 2
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), st.floats(0.01, 1))
 def test_a_nearest_rank_never_falls_short_nor_goes_too_far(count: int, share: float) -> None:
     rank = _rank(share, count)
@@ -64,6 +65,7 @@ def test_a_long_tail_has_a_bar_of_its_own() -> None:
     assert (bars[0], bars[-2], bars[-1]) == (Bar(10, 11, 500), Bar(26, 27, 499), Bar(28, 9000, 1))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.integers(1, 60), st.integers(1, 5000)), min_size=1, max_size=60),
     st.sampled_from([1, 200]),
@@ -89,6 +91,7 @@ def test_lengths_that_keep_all_or_99_percent() -> None:
     assert rows_of().choices() == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), min_size=1, max_size=250))
 def test_the_lengths_suggested_are_the_shortest_that_keep_so_many(
     rows: list[tuple[int, int]],

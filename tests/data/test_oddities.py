@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_families import CHATML, LLAMA3, MISTRAL, PLAIN, QWEN3, make_tokenizer, talk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myna.data.dataset import Dataset, encode_dataset
@@ -113,6 +113,7 @@ def brute_force_share(ids: list[int]) -> float:
     return (len(ngrams) - len(set(ngrams))) / max(len(ngrams), 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40), max_size=8))
 def test_repetition_is_that_of_comparing_all_ngrams(runs: list[list[int]]) -> None:
     ids = np.array([index for run in runs for index in run], np.uint16)

@@ -181,6 +181,7 @@ def test_long_texts_are_cut_in_their_middle() -> None:
     assert whole.count("hello") == 2000 and "left out" not in whole
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab", min_size=1, max_size=9), max_size=12), st.integers(2, 30))
 def test_what_is_cut_and_what_is_left_are_the_whole(texts: list[str], limit: int) -> None:
     found = list(cut_pieces(texts, limit))
@@ -275,7 +276,7 @@ def test_no_line_is_broken_at_80_columns(width: int) -> None:
             assert f"  {row.place} " in text and f"  {row.measure} " in text
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 10**7), min_size=1, max_size=10))
 def test_bars_of_any_size_fit(counts: list[int]) -> None:
     bars = [Bar(10**6 * at, 10**6 * (at + 1) - 1, count) for at, count in enumerate(counts)]

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myna.data import statistics
@@ -40,9 +40,20 @@ def test_repeats_and_conflicts_counted_by_hand() -> None:
     assert len(find_repeats(Examples.of([])).first) == 0
 
 
+def test_plain_texts_behind_a_begin_token_contradict_nobody() -> None:
+    rows = examples(((1,), "one"), ((1,), "two"), ((1,), "one"), ((), "one"), ((), "two"))
+    found = find_repeats(rows)
+    assert (found.conflicts, found.other.tolist()) == (0, [-1] * 5)
+    assert found.first.tolist() == [0, 1, 0, 3, 4]
+    texts = Examples.of([example("<", text) for text in ("One day.", "Two days.")])
+    leaks = find_leaks(texts, Examples.of([example("<", "one  day."), example("<", "Never.")]))
+    assert (leaks.similar_answer, leaks.total) == (1, 1)
+
+
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
 def test_repeats_are_those_of_comparing_all_with_all(pairs: list[tuple[int, int]]) -> None:
-    found = find_repeats(examples(*(((prompt,), (answer,)) for prompt, answer in pairs)))
+    found = find_repeats(examples(*(((prompt, 9), (answer,)) for prompt, answer in pairs)))
     assert found.first.tolist() == [pairs.index(pair) for pair in pairs]
     for (prompt, answer), other in zip(pairs, found.other.tolist(), strict=True):
         others = {a for p, a in pairs if p == prompt} - {answer}
@@ -89,6 +100,7 @@ token_rows = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(token_rows, st.integers(1, 5), st.integers(0, 9))
 def test_what_is_computed_is_the_distinct_beginnings_of_each_step(
     rows: list[tuple[int, ...]], batch_size: int, seed: int

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myna.data.conversation import Place
@@ -117,6 +117,7 @@ def test_hashes_are_a_part_of_saved_runs() -> None:
     assert int(found) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(EXAMPLES, max_size=9), st.data())
 def test_ids_in_runs_and_texts_are_those_of_each_example(
     rows: list[Example], data: st.DataObject

@@ -174,7 +174,10 @@ def count_everything(
 
 
 def find_repeats(examples: Examples) -> Repeats:
-    """Repeats and conflicts, by the hashes of prompt and completion."""
+    """Repeats and conflicts, by the hashes of prompt and completion.
+
+    Rows of plain text, whose prompt is a begin token at most, contradict nobody.
+    """
     prompts, completions = examples.prompt_hashes, examples.completion_hashes
     if not len(prompts):
         return Repeats(np.empty(0, np.int64), np.empty(0, np.int64), 0)
@@ -188,21 +191,29 @@ def find_repeats(examples: Examples) -> Repeats:
     sizes = np.diff(starts, append=len(pair_first))
     follows = np.arange(1, len(pair_first) + 1)
     follows[starts + sizes - 1] = starts
-    pair_other = np.where(np.repeat(sizes, sizes) > 1, pair_first[follows], -1)
+    asks = examples.prompt_lengths[order[new_prompt]] > 1
+    in_conflict = (sizes > 1) & asks
+    pair_other = np.where(np.repeat(in_conflict, sizes), pair_first[follows], -1)
     first, other = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
     first[order] = pair_first[pair_of]
     other[order] = pair_other[pair_of]
-    return Repeats(first, other, int((sizes > 1).sum()))
+    return Repeats(first, other, int(in_conflict.sum()))
 
 
 def find_leaks(trained: Examples, held_out: Examples) -> Leaks:
     """Which held-out answers training has seen, given the split.
 
     A split is by distinct prompt, so the very same prompt never stands on both sides; one that
-    differs in case or white space may, and so may an answer.
+    differs in case or white space may, and so may an answer. Of plain text, whose prompt is a begin
+    token at most, only the text counts.
     """
-    wanted = [(_fold(prompt), _fold(answer)) for prompt, answer in held_out.texts()]
-    prompts = {prompt for prompt, _ in wanted}
+    wanted = [
+        (_fold(prompt) if asks else "", _fold(answer))
+        for asks, (prompt, answer) in zip(
+            (held_out.prompt_lengths > 1).tolist(), held_out.texts(), strict=True
+        )
+    ]
+    prompts = {prompt for prompt, _ in wanted} - {""}
     answers = {answer for _, answer in wanted}
     seen_pairs: set[tuple[str, str]] = set()
     seen_prompts: set[str] = set()
