@@ -4,12 +4,15 @@ Owns where a text may be cut without changing its ids, which pieces are remember
 that the result is the tokenizer's own. A fast tokenizer cuts every text at its added tokens before
 it does anything else, so that what stands on one side of such a token does not see the other; what
 all rows share in front of it (system text, headers), and a prompt that returns with its answer, is
-then known already. Tokenizers of which that cannot be said encode whole texts.
+then known already. Byte-level tokenizers cut what is between at words, too, of which most were met
+before. Tokenizers of which neither can be said encode whole texts.
 """
 
+import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 CHECKED_FIRST = 200
@@ -21,9 +24,31 @@ CHECKED_EVERY = 64
 _REMEMBERED = 1_000_000
 """Characters of pieces; what is frequent comes back at once after all are forgotten."""
 
+_LONGEST_WORD = 64
+"""Characters of a word that is remembered at once."""
+
 _FREQUENT = 3
 """Times that a piece is met in a call, to be remembered, or one of a hundred texts if that is more.
 A prompt and the same with its answer are two."""
+
+_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+"""Between a letter and a space with a letter behind it. None of the expressions below matches a
+space behind a letter, or looks back; so a match of theirs ends here, and the next begins."""
+
+_EXPRESSIONS = (
+    # cl100k, Llama 3
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    # Qwen 2 to 3
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    # o200k, gpt-oss
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+"""By which byte-level tokenizers find words, beside GPT-2's, which is built in."""
 
 
 class SegmentsDiffer(Exception):
@@ -43,9 +68,12 @@ class Segments:
         self._borders = _borders(tokenizer) if by_pieces else None
         self._known: dict[tuple[bool, str], list[int]] = {}
         self._known_size = 0
+        self._words: dict[str, list[int]] = {}
+        self._words_size = 0
         self._num_texts = 0
         if self._borders is not None:
             self._backend = _backend(tokenizer)
+            self._cuts_at_words = _finds_words(self._backend, tokenizer.added_tokens_decoder)
             self._border_ids = {
                 token.content: id_
                 for id_, token in tokenizer.added_tokens_decoder.items()
@@ -97,13 +125,37 @@ class Segments:
         """Ids of each piece, by whether it begins its text."""
         ids_of = {key: self._known[key] for key in met if key in self._known}
         missing = [key for key in met if key not in ids_of]
-        texts = [piece if first else self._anchor + piece for first, piece in missing]
-        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        for key, each in zip(missing, encoded, strict=True):
-            ids_of[key] = each.ids if key[0] else each.ids[1:]
+        if self._cuts_at_words:
+            encoded = self._by_words([piece for _, piece in missing])
+        else:
+            texts = [piece if first else self._anchor + piece for first, piece in missing]
+            encoded = [
+                ids if first else ids[1:]
+                for (first, _), ids in zip(missing, self._engine(texts), strict=True)
+            ]
+        for key, ids in zip(missing, encoded, strict=True):
+            ids_of[key] = ids
             if met[key] >= frequent:
-                self._remember(key, ids_of[key])
+                self._remember(key, ids)
         return ids_of
+
+    def _by_words(self, pieces: Sequence[str]) -> list[list[int]]:
+        """Ids of pieces whose words do not see one another."""
+        cut = [_WORDS.split(piece) for piece in pieces]
+        strange = list(set(chain.from_iterable(cut)).difference(self._words))
+        long: dict[str, list[int]] = {}
+        for word, ids in zip(strange, self._engine(strange), strict=True):
+            (self._words if len(word) <= _LONGEST_WORD else long)[word] = ids
+            self._words_size += len(word)
+        ids_of = (self._words | long).__getitem__ if long else self._words.__getitem__
+        found = [list(chain.from_iterable(map(ids_of, words))) for words in cut]
+        if self._words_size > _REMEMBERED:
+            self._words, self._words_size = {}, 0
+        return found
+
+    def _engine(self, texts: list[str]) -> list[list[int]]:
+        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [each.ids for each in encoded]
 
     def _remember(self, key: tuple[bool, str], ids: list[int]) -> None:
         self._known_size += len(key[1])
@@ -162,3 +214,40 @@ def _backend(tokenizer: Any) -> Any:
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def _finds_words(backend: Any, added: Mapping[int, Any]) -> bool:
+    """Whether a byte-level BPE cuts at `_WORDS`, and what stands on one side ignores the other.
+
+    A normalizer other than NFC, which composes nothing with a space, could write what is looked
+    for; so could an added token that is looked for in normalized text.
+    """
+    from tokenizers.models import BPE
+
+    if not isinstance(backend.model, BPE) or backend.pre_tokenizer is None:
+        return False
+    if backend.model.dropout or backend.model.end_of_word_suffix:
+        return False
+    if backend.normalizer is not None and (
+        _state(backend.normalizer) != {"type": "NFC"}
+        or any(token.normalized for token in added.values())
+    ):
+        return False
+    state = _state(backend.pre_tokenizer)
+    steps = state["pretokenizers"] if state["type"] == "Sequence" else [state]
+    *splits, last = steps
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
+        return False
+    known = [
+        step["type"] == "Split"
+        and step["pattern"].get("Regex") in _EXPRESSIONS
+        and step["behavior"] == "Isolated"
+        and not step["invert"]
+        for step in splits
+    ]
+    return all(known) and (last["use_regex"] or any(known))
+
+
+def _state(part: Any) -> Any:
+    """A part of the engine as tokenizer.json has it."""
+    return json.loads(part.__getstate__())

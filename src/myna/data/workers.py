@@ -8,6 +8,7 @@ alone.
 """
 
 import contextlib
+import gc
 import os
 import pickle
 import queue
@@ -195,6 +196,10 @@ def serve() -> None:
         answer(f"{type(error).__name__}: {error}")
         return
     answer(None)
+    # A task makes very many objects and hardly a cycle among them: looking for cycles after each
+    # few hundred, through all that was ever imported, takes a fifth of the time.
+    gc.freeze()
+    gc.disable()
     while True:
         try:
             task = pickle.load(tasks)
@@ -204,6 +209,8 @@ def serve() -> None:
             reply = pickle.dumps((True, job(task)), protocol=5)
         except Exception as error:
             reply = pickle.dumps((False, _portable(error)), protocol=5)
+        del task
+        gc.collect(0)
         try:
             answer(reply)
         except BrokenPipeError:
