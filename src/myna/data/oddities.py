@@ -195,9 +195,9 @@ def _shortest_answer(examples: Examples) -> Oddity:
 
 def _unknown(examples: Examples, mask: NDArray[np.bool_]) -> Oddity | None:
     counts = np.empty(len(examples), np.int64)
+    mask = np.append(mask, False)  # for ids beyond the vocabulary: they are no unknown text
     for first, last, ids in examples.id_blocks():
-        known = np.minimum(ids, len(mask) - 1)  # an id beyond the vocabulary is no unknown token
-        unknown = mask[known] & (ids < len(mask))
+        unknown = mask[np.minimum(ids.astype(np.int64), len(mask) - 1)]
         counts[first:last] = np.add.reduceat(
             unknown, _starts(examples.lengths[first:last]), dtype=np.int64
         )

@@ -22,7 +22,7 @@ from myna.data.store import Example, Examples
 REASONS = {
     "over_length": "longer than max_length",
     "turns_dropped": "oldest turns dropped to fit max_length",
-    "text_shortened": "user text shortened in its middle to fit max_length",
+    "text_shortened": "user text cut in its middle to fit max_length",
 }
 """What the words of the accounting mean."""
 
