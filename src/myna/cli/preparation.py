@@ -5,13 +5,14 @@ Owns putting a tokenizer, a template and data files together. It needs no model 
 """
 
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from myna.config import Config
 from myna.data.encode import Dataset, Encoder, encode_dataset
 from myna.data.formats import read_conversations
+from myna.data.sources import find_sources
 from myna.data.templates import choose_template
+from myna.errors import ConfigError
 from myna.models.load import context_length, load_config
 from myna.models.tokenizer import LoadedTokenizer, load_tokenizer
 
@@ -40,7 +41,14 @@ def prepare_rows(config: Config, *, trust_remote_code: bool) -> Prepared:
 
     Raises DataError with every bad row before anything else is loaded.
     """
-    rows = read_conversations([Path(name) for name in config.data])
+    sources, notes = find_sources(config.data)
+    if weighted := next((source for source in sources if source.weight != 1), None):
+        raise ConfigError(
+            f"{weighted.path}: the weight of a source is not used yet; expected 1.\n"
+            "  Leave it out."
+        )
+    rows = read_conversations(sources, config.train.on_bad_row)
+    rows = replace(rows, notes=(*notes, *rows.notes))
     loaded = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     template = choose_template(loaded.tokenizer, loaded.model_type, override=config.template)
     model_config = load_config(config.model, trust_remote_code=trust_remote_code)
@@ -53,4 +61,4 @@ def prepare_rows(config: Config, *, trust_remote_code: bool) -> Prepared:
         over_length=config.train.over_length,
         control_tokens=config.train.control_tokens,
     )
-    return Prepared(encode_dataset(encoder, rows), loaded, encoder)
+    return Prepared(encode_dataset(encoder, rows, config.train.on_bad_row), loaded, encoder)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from myna.data.conversation import Conversation, Message, Place
-from myna.data.faults import Fault, raise_faults
+from myna.data.faults import Fault, Faults, OnBadRow
 from myna.data.formats import Rows
 from myna.data.templates import ChatTemplate, TemplateError
 from myna.errors import ConfigError, DataError
@@ -575,17 +575,17 @@ class Encoder:
         return text
 
 
-def encode_dataset(encoder: Encoder, rows: Rows) -> Dataset:
+def encode_dataset(encoder: Encoder, rows: Rows, on_bad_row: OnBadRow = "stop") -> Dataset:
     """Encode all rows and account for each.
 
     Raises:
         DataError: all refused rows at once, unless their length is the reason and `over_length`
-            allows to drop them; or no row is left.
+            allows to drop them, or `on_bad_row` is `skip`; or no row is left.
     """
     examples: list[Example] = []
-    faults: list[Fault] = []
+    faults = Faults(on_bad_row)
     longest = 0
-    refused: Counter[str] = Counter()
+    refused: Counter[str] = Counter(rows.refused)
     truncated: Counter[str] = Counter()
     remarks: Counter[str] = Counter()
     trained = 0
@@ -597,7 +597,7 @@ def encode_dataset(encoder: Encoder, rows: Rows) -> Dataset:
                 if outcome.reason == "over_length" and encoder.over_length != "error":
                     refused[outcome.reason] += 1
                 else:
-                    faults.append(outcome.fault)
+                    faults.add(outcome.fault)
                 continue
             kinds = {example.truncated for example, _ in outcome} - {None}
             if kinds:
@@ -606,21 +606,17 @@ def encode_dataset(encoder: Encoder, rows: Rows) -> Dataset:
                 trained += 1
             examples.extend(example for example, _ in outcome)
             remarks.update(remark for _, remark in outcome if remark)
-    mend = (
+    faults.mend(
+        "over_length",
         f"The longest has {longest} tokens: set max_length to {longest}, or over_length to drop "
-        "or truncate_prompt."
+        "or truncate_prompt.",
     )
-    raise_faults(
-        [replace(fault, mend=mend) if fault.kind == "over_length" else fault for fault in faults]
-    )
+    faults.raise_listed()
+    refused.update(faults.skipped)
     if not examples:
-        raise DataError(
-            f"No row is left to train on: all {len(conversations)} are longer than max_length "
-            f"({encoder.max_length}); the longest has {longest} tokens.\n"
-            "  Raise max_length. Training has not started."
-        )
+        raise DataError(_nothing_left(encoder, refused, longest))
     accounting = Accounting(
-        len(conversations),
+        len(conversations) + sum(rows.refused.values()),
         trained,
         dict(refused),
         dict(truncated),
@@ -633,11 +629,25 @@ def encode_dataset(encoder: Encoder, rows: Rows) -> Dataset:
         for message in conversation.messages
     )
     template = encoder.template.with_thinking(True) if thinking else encoder.template
-    notes = [*rows.notes, *encoder.notes]
+    notes = [*rows.notes, *faults.notes(), *encoder.notes]
     notes += [f"{remark} ({count:,} answers)" for remark, count in remarks.items()]
     notes += _dataset_notes(encoder, conversations, examples, thinking)
     return Dataset(
         examples, accounting, tuple(notes), rows.content_hash, template, encoder.tokenizer
+    )
+
+
+def _nothing_left(encoder: Encoder, refused: Mapping[str, int], longest: int) -> str:
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in refused.items())
+    if set(refused) == {"over_length"}:
+        return (
+            f"No row is left to train on: all {refused['over_length']} are longer than max_length "
+            f"({encoder.max_length}); the longest has {longest} tokens.\n"
+            "  Raise max_length. Training has not started."
+        )
+    return (
+        f"No row is left to train on: all were refused ({reasons}).\n"
+        "  With on_bad_row: stop they are listed. Training has not started."
     )
 
 
