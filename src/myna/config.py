@@ -112,8 +112,8 @@ class TrainConfig(Part):
     control_tokens: Literal["error", "allow"] = "error"
     """What happens to a user text that spells a control token of the tokenizer."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """What happens to rows that cannot be read or trained on: all are listed and nothing is trained,
-    or they are left out, counted and said."""
+    """What happens to rows that cannot be read or trained on: `stop` lists them all and trains
+    nothing, `skip` leaves them out, counted and said."""
     checkpointing: Annotated[
         Literal["auto", "none", "all"] | Annotated[int, Field(ge=1, strict=True)],
         WrapValidator(_checkpointing),

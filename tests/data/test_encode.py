@@ -726,7 +726,9 @@ def test_refused_rows_are_skipped_and_accounted_for_where_that_is_asked_for() ->
         assert accounting.refused == {"json": 3, "control_token": 3, reason: 1}
     notes = encode_dataset(encoder(family("chatml")), read, "skip").notes
     assert any(
-        note.startswith("2 bad rows skipped (control_token), the first: rows.jsonl line 2: the user")
+        note.startswith(
+            "2 bad rows skipped (control_token), the first: rows.jsonl line 2: the user"
+        )
         for note in notes
     )
     with pytest.raises(DataError) as error:

@@ -71,9 +71,9 @@ def test_skipped_rows_are_counted_by_reason_and_said() -> None:
     faults.raise_listed()
     assert faults.skipped == {"role": 1_000, "json": 1}
     assert list(faults.notes()) == [
-        '1,000 bad rows skipped (role), the first: train.jsonl line 1: messages[2].role is '
+        "1,000 bad rows skipped (role), the first: train.jsonl line 1: messages[2].role is "
         '"asistant"; expected system, user, assistant or tool. Did you mean "assistant"?',
-        '1 bad row skipped (json), the first: train.jsonl line 7: messages[2].role is '
+        "1 bad row skipped (json), the first: train.jsonl line 7: messages[2].role is "
         '"asistant"; expected system, user, assistant or tool. Did you mean "assistant"?',
     ]
 

@@ -144,11 +144,14 @@ def test_hash_is_that_of_the_bytes(write: Write) -> None:
         ),
         (
             '{"x": 1, "x": 2}',
-            'a.jsonl line 1, column 10: the key "x" occurs twice in one object.\n  Keep one of them; a reader '
-            "would silently take the last.",
+            'a.jsonl line 1, column 10: the key "x" occurs twice in one object.\n'
+            "  Keep one of them; a reader would silently take the last.",
         ),
         ('{"x": NaN}', "a.jsonl line 1, column 7: NaN is not JSON.\n  Write a number or null."),
-        ('{"x": -Infinity}', "a.jsonl line 1, column 7: -Infinity is not JSON.\n  Write a number or null."),
+        (
+            '{"x": -Infinity}',
+            "a.jsonl line 1, column 7: -Infinity is not JSON.\n  Write a number or null.",
+        ),
         ('{"x": 1e999}', "a.jsonl line 1, column 7: 1e999 is not JSON.\n  Write a number or null."),
         (
             '{"x": ' + "9" * 5000 + "}",
@@ -162,8 +165,8 @@ def test_hash_is_that_of_the_bytes(write: Write) -> None:
         ),
         (
             '{"x": "\\ud83d"}',
-            "a.jsonl line 1, column 8: an escape of \\ud800 to \\udfff stands alone; it is half of a "
-            "character."
+            "a.jsonl line 1, column 8: an escape of \\ud800 to \\udfff stands alone; it is half "
+            "of a character."
             "\n  Write both halves of the pair, or the character itself.",
         ),
         (
@@ -251,7 +254,7 @@ def test_encodings_other_than_utf8(write: Write) -> None:
     assert found.startswith("b.jsonl line 1, column 8: byte 0x80 at offset 10 is not UTF-8.\n")
     listed = '[{"x": "é"},\n{"x": "'.encode() + b"\x80" + b'"}]'
     (found,) = faults(write("c.json", b"\xef\xbb\xbf" + listed))
-    assert found.startswith("c.json line 2, column 8: byte 0x80 at offset 23 is not UTF-8.\n")
+    assert found.startswith("c.json line 2, column 8: byte 0x80 at offset 24 is not UTF-8.\n")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
@@ -311,8 +314,8 @@ def test_packed_files_are_told_by_their_first_bytes(
         "  Was it cut off? Fetch or pack it again. Training has not started."
     )
     broken = bytearray(content)
-    broken[len(content) // 2] ^= 0xFF
-    with pytest.raises(DataError, match=rf"could not be read as a {packing} file \(|ends in its"):
+    broken[8:40] = bytes(32)
+    with pytest.raises(DataError, match=f"could not be read as a {packing} file \\(|ends in its"):
         records(write("broken.jsonl", bytes(broken)))
 
 
@@ -338,8 +341,8 @@ def test_packed_files_are_told_by_their_first_bytes(
         ("a.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a.json looks like "
          "a Git LFS pointer, which stands for the data; expected rows as JSON, CSV, Parquet, Arrow "
          "or text.\n  Run `git lfs pull`."),
-        ("a.json", b"\x80\x04\x95", "a.json looks like a Python pickle; expected rows as JSON, CSV, "
-         "Parquet, Arrow or text.\n  Pickles are never read."),
+        ("a.json", b"\x80\x04\x95", "a.json looks like a Python pickle; expected rows as JSON, "
+         "CSV, Parquet, Arrow or text.\n  Pickles are never read."),
         ("a.json", b"name\tanswer\n", 'a.json line 1: the file begins with "name\\tanswer\\n"; '
          "expected a JSON list, which begins with [, or one JSON object a line, which begins with "
          "{.\n  If it is a table, name it a.tsv."),

@@ -6,10 +6,10 @@ from pathlib import Path
 import datasets
 import pytest
 
+from myna.config import DataEntry
 from myna.data.files import Record, read_records
 from myna.data.hub_datasets import fetch_dataset
 from myna.data.sources import find_sources
-from myna.config import DataEntry
 from myna.errors import ConfigError, DataError
 
 ROWS = [{"instruction": f"q{number}", "output": "a"} for number in range(250)]

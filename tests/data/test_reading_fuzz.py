@@ -1,4 +1,4 @@
-"""Any bytes under any name: no exception but ours, no row that is not in the file, no vast memory."""
+"""Any bytes under any name: no exception but ours, no row that is not in the file."""
 
 import json
 import random
@@ -19,7 +19,9 @@ FORMS = [pytest.param(250, id="quick"), pytest.param(5_000, marks=pytest.mark.fu
 
 @pytest.mark.parametrize("examples", FORMS)
 def test_any_bytes(tmp_path: Path, examples: int) -> None:
-    pieces = st.one_of(st.binary(max_size=20), st.sampled_from([*PIECES, b'{"x": 1}\n', b'{"x": "']))
+    pieces = st.one_of(
+        st.binary(max_size=20), st.sampled_from([*PIECES, b'{"x": 1}\n', b'{"x": "'])
+    )
 
     @settings(
         max_examples=examples,
@@ -27,7 +29,9 @@ def test_any_bytes(tmp_path: Path, examples: int) -> None:
         database=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
-    @given(st.sampled_from(NAMES), st.lists(pieces, max_size=12).map(b"".join))
+    @given(
+        st.sampled_from(NAMES), st.lists(pieces | st.binary(max_size=20), max_size=12).map(b"".join)
+    )
     def check(name: str, content: bytes) -> None:
         path = tmp_path / name
         path.write_bytes(content)
@@ -93,7 +97,7 @@ def test_one_bad_row_in_a_million_is_found_and_named(tmp_path: Path) -> None:
     with open(path, "w") as file:
         for number in range(1_000_000):
             bad = number == 876_543
-            file.write('{"instruction": "q%d", "output": %s}\n' % (number, "1e" if bad else '"a"'))
+            file.write(f'{{"instruction": "q{number}", "output": {"1e" if bad else "1"}}}\n')
     bad_rows, good = [], 0
     for row in read_records([path]):
         if isinstance(row, BadRow):

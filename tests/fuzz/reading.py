@@ -1,9 +1,9 @@
 """What every input of the reader must do, and a run of many inputs that measures time and memory.
 
-Owns the property (`check_reading`), the generator of damaged files (`damaged_files`) and the corpus
-of known horrors. Three things use it: `tests/data/test_reading_fuzz.py` (hypothesis), this file as a
-program (`python tests/fuzz/reading.py --inputs 10000`, one JSON object with the slowest input and
-the peak memory), and `atheris_reading.py` where atheris is installed.
+Owns the property (`check_reading`), the generator of damaged files (`damaged_files`) and the
+corpus of known horrors. Three things use it: `tests/data/test_reading_fuzz.py` (hypothesis), this
+file as a program (`python tests/fuzz/reading.py --inputs 10000`, one JSON object with the slowest
+input and the peak memory), and `atheris_reading.py` where atheris is installed.
 """
 
 import argparse
@@ -35,7 +35,16 @@ PIECES = [
         *('{"a": 1, "a": 2}', '"instruction": ', "// comment\n", "'", "[" * 200, "9" * 4301),
         *("\u2028", "\x85", "😀", "é", "\ud800"),
     )
-] + [b"\xff\xfe", b"\x80", b"\xc3", b"\xf0\x9f", b"PAR1", b"ARROW1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd"]
+] + [
+    b"\xff\xfe",
+    b"\x80",
+    b"\xc3",
+    b"\xf0\x9f",
+    b"PAR1",
+    b"ARROW1",
+    b"\x1f\x8b",
+    b"\x28\xb5\x2f\xfd",
+]
 
 
 def check_reading(path: Path) -> int:
@@ -92,7 +101,9 @@ def _reference(path: Path, content: bytes) -> Any:
             values[number] = _parsed(line)
         return values
     if start == "[":
-        decoder = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 4300 else 0)
+        decoder = json.JSONDecoder(
+            parse_int=lambda digits: int(digits) if len(digits) < 4300 else 0
+        )
         position, listed = text.index("[") + 1, []
         while True:
             while position < len(text) and text[position] in " \t\r\n,":
@@ -257,7 +268,16 @@ def main() -> None:
             rows = sum(1 for _ in read_kept(path))
             horrid.append((name, rows))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"slowest_seconds": slowest, "accepted": accepted, "peak_bytes": peak, "horrors": horrid}))
+    print(
+        json.dumps(
+            {
+                "slowest_seconds": slowest,
+                "accepted": accepted,
+                "peak_bytes": peak,
+                "horrors": horrid,
+            }
+        )
+    )
 
 
 def read_kept(path: Path) -> Iterator[bool]:

@@ -44,8 +44,7 @@ def prepare_rows(config: Config, *, trust_remote_code: bool) -> Prepared:
     sources, notes = find_sources(config.data)
     if weighted := next((source for source in sources if source.weight != 1), None):
         raise ConfigError(
-            f"{weighted.path}: the weight of a source is not used yet; expected 1.\n"
-            "  Leave it out."
+            f"{weighted.path}: the weight of a source is not used yet; expected 1.\n  Leave it out."
         )
     rows = read_conversations(sources, config.train.on_bad_row)
     rows = replace(rows, notes=(*notes, *rows.notes))

@@ -3,8 +3,8 @@
 Owns which column types make rows and how they become Python values: lists and structs do; moments,
 maps and bytes do not, because nothing says how a template should write them. A column that holds
 them may stand there; where it is used, its row is refused.
-Structs have all fields of all rows, with null where a row had none: a field of a struct that is null
-is left out, as it was before the table was made.
+Structs have all fields of all rows, with null where a row had none: a field of a struct that is
+null is left out, as it was before the table was made.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from myna.data.records import (
     ROW_LIMIT,
     BadRow,
     Chunk,
-    Record,
     NotJson,
+    Record,
     Refused,
     list_columns,
     quote,
@@ -32,6 +32,7 @@ from myna.data.records import (
 from myna.errors import DataError
 
 _NOT_STARTED = "Training has not started."
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,7 @@ def _converter(kind: Any) -> Callable[[Any], Any] | None:
 
 def parquet_note(path: Path) -> str:
     """`Parquet, 3,729 rows, columns instruction, output`; DataError for what cannot be read."""
-    with _reading(path, "Parquet"):
-        file = _open_parquet(path)
+    with _reading(path, "Parquet"), _open_parquet(path) as file:
         columns = _describe_columns(path, file.schema_arrow)
         return f"Parquet, {file.metadata.num_rows:,} rows, {columns}"
 
@@ -121,8 +121,7 @@ def parquet_note(path: Path) -> str:
 def parquet_chunks(path: Path) -> Iterator[Chunk]:
     """Chunks of a Parquet file; no more of a row group is held than a chunk takes."""
     row = 1
-    with _reading(path, "Parquet"):
-        file = _open_parquet(path)
+    with _reading(path, "Parquet"), _open_parquet(path) as file:
         groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
         mean = sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
         size = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, mean)))
@@ -144,11 +143,36 @@ def arrow_chunks(path: Path) -> Iterator[Chunk]:
         for batch in batches:
             # Offsets that lead out of their buffers would end the process when they are followed.
             batch.validate(full=True)
+            batch = _without_views(batch)
             size = max(1, min(CHUNK_ROWS, CHUNK_BYTES * batch.num_rows // max(1, batch.nbytes)))
             for start in range(0, batch.num_rows, size):
                 part = batch.slice(start, size)
                 yield from _chunks_of(path, part, row)
                 row += part.num_rows
+
+
+def _without_views(batch: Any) -> Any:
+    """The batch with its views on texts as texts: a part of a view carries all that is viewed."""
+    import pyarrow
+
+    fields = [field.with_type(_viewed_type(field.type)) for field in batch.schema]
+    schema = pyarrow.schema(fields)
+    return batch if schema == batch.schema else batch.cast(schema)
+
+
+def _viewed_type(kind: Any) -> Any:
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_string_view(kind):
+        return pyarrow.large_string()
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_viewed_type(field.type)) for field in kind])
+    if types.is_list(kind):
+        return pyarrow.list_(kind.value_field.with_type(_viewed_type(kind.value_type)))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(kind.value_field.with_type(_viewed_type(kind.value_type)))
+    return kind
 
 
 def _chunks_of(path: Path, batch: Any, row: int) -> Iterator[Chunk]:
@@ -196,6 +220,10 @@ def _opened_arrow(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
             file = pyarrow.ipc.open_file(source)
             yield file.schema, (file.get_batch(index) for index in range(file.num_record_batches))
         else:
+            # A stream that was cut between two batches reads like one that ends there.
+            source.seek(max(0, source.size() - len(_END_OF_STREAM)))
+            if source.read() != _END_OF_STREAM:
+                raise EOFError("it has no end mark")
             source.seek(0)
             stream = pyarrow.ipc.open_stream(source)
             yield stream.schema, iter(stream)
@@ -208,7 +236,14 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError, EOFError, MemoryError, ValueError, RecursionError) as error:
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        EOFError,
+        MemoryError,
+        ValueError,
+        RecursionError,
+    ) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise DataError(
             f"{path.name} could not be read as {kind} ({reason}).\n"
@@ -281,7 +316,5 @@ def _is_list(kind: Any) -> bool:
 
 
 def _is_json(kind: Any) -> bool:
-    """Whether texts of the type are JSON (`arrow.json`, which `datasets` writes for mixed shapes)."""
+    """Whether texts of the type are JSON (`arrow.json`), as `datasets` writes mixed shapes."""
     return str(getattr(kind, "extension_name", "")) == "arrow.json"
-
-

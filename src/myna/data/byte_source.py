@@ -58,9 +58,9 @@ class ByteSource:
             if self.packing == "zstd":
                 stream = cast(BinaryIO, io.BufferedReader(_Zstd(self.path), _BLOCK))
             elif self.packing == "gzip":
-                stream = cast(BinaryIO, gzip.open(self.path))
+                stream = cast(BinaryIO, gzip.open(self.path))  # noqa: SIM115 — closed below
             else:
-                stream = open(self.path, "rb", buffering=_BLOCK)
+                stream = open(self.path, "rb", buffering=_BLOCK)  # noqa: SIM115 — closed below
             with stream:
                 yield stream
         except EOFError:

@@ -73,7 +73,7 @@ def look_up(registry: Path, name: str) -> Registered:
     """The entry `name` of a dataset_info.json.
 
     Raises:
-        ConfigError: the file, the name, or a key or value of the entry is wrong; names the near ones.
+        ConfigError: the file, the name, or a key or value of the entry is wrong.
     """
     try:
         entries = json.loads(registry.read_text(encoding="utf-8-sig"))

@@ -1,8 +1,8 @@
 """Documents: plain text as rows with one field, `text`.
 
-Owns where a document begins and ends. Line-by-line readers elsewhere take each line for a row, which
-tears prose apart; a whole file is longer than any context. Here blank lines divide documents, so
-that verses stay together, and a file without blank lines is one document.
+Owns where a document begins and ends. Readers elsewhere take each line for a row, which tears prose
+apart; a whole file is longer than any context. Here blank lines divide documents, so that verses
+stay together, and a file without blank lines is one document.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Faults: what is wrong with single rows, and whether they stop a run or are counted.
 
-Owns how findings are collected, grouped, listed and cut to a screenful, and what `on_bad_row` means.
-What counts as a fault is decided where rows are read (`files.py`), mapped (`formats.py`) and encoded
-(`encode.py`).
+Owns how findings are collected, grouped, listed and cut to a screenful, and what `on_bad_row`
+means. What counts as a fault is decided where rows are read (`files.py`), mapped (`formats.py`) and
+encoded (`encode.py`).
 """
 
 from collections import Counter

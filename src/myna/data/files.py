@@ -2,8 +2,8 @@
 
 Owns what a file is: JSON (a list or one object a line, told by content), CSV and TSV (by suffix),
 Parquet and Arrow (by their first bytes), plain text; packed by gzip or zstd or not. The readers are
-`json_rows.py`, `text_tables.py`, `arrow_tables.py` and `documents.py`; what the fields of a row mean
-is left to `formats.py`.
+`json_rows.py`, `text_tables.py`, `arrow_tables.py` and `documents.py`; what the fields of a row
+mean is left to `formats.py`.
 
     read_chunks(path) -> chunks, raw and small, that can be sent to other processes
     chunk.records()   -> Record or BadRow, each with its place in the file
@@ -81,12 +81,11 @@ def look_at(path: Path) -> DataFile:
             raise _misnamed(path, suffix, "JSON", ".jsonl")
         table: Kind = "CSV" if suffix == ".csv" else "TSV"
         return DataFile(source, table, table_note(source, table) + packed)
-    begins_json = head.startswith(b"{") or (head.startswith(b"["))
     if suffix == ".txt" and not _is_json(head):
         return DataFile(
             source, "plain text", f"plain text, blank lines divide the documents{packed}"
         )
-    if not begins_json:
+    if not head.startswith((b"{", b"[")):
         raise DataError(_no_json(path, head, skipped_lines))
     is_list = head.startswith(b"[")
     return DataFile(source, "JSON list" if is_list else "JSON lines", packed.removeprefix(", "))
@@ -160,19 +159,20 @@ def _refuse_foreign(source: ByteSource, head: bytes, suffix: str) -> None:
     """Raise DataError for a file that is known to be something else."""
     name = source.path.name
     if encoding := encoding_other_than_utf8(head):
-        with source.opened() as stream:
-            first = stream.read(1)[0]
+        found = f"byte 0x{head[0]:02x} at offset 0 is not UTF-8"
+        if head[0] <= 0x7F:
+            found = "bytes 0x00 stand between the characters"
         raise DataError(
-            f"{name} line 1: byte 0x{first:02x} at offset 0 is not UTF-8; the file looks like "
-            f"{encoding}.\n  Save it as UTF-8, for example: iconv -f {encoding} -t UTF-8 {name} > "
-            f"utf8-{name}\n  {_NOT_STARTED}"
+            f"{name} line 1: {found}; the file looks like {encoding}.\n"
+            f"  Save it as UTF-8, for example: iconv -f {encoding} -t UTF-8 {name} > utf8-{name}\n"
+            f"  {_NOT_STARTED}"
         )
     is_prose = suffix in (".txt", ".csv", ".tsv")
-    if (found := looks_like(head)) and not (found.is_text and is_prose):
+    if (foreign := looks_like(head)) and not (foreign.is_text and is_prose):
         inside = f" inside {source.packing}" if source.packing else ""
         raise DataError(
-            f"{name} looks like {found.name}{inside}; expected rows as JSON, CSV, Parquet, Arrow or "
-            f"text.\n  {found.mend} {_NOT_STARTED}"
+            f"{name} looks like {foreign.name}{inside}; expected rows as JSON, CSV, Parquet, Arrow "
+            f"or text.\n  {foreign.mend} {_NOT_STARTED}"
         )
     for kind, suffixes in _BINARY_SUFFIXES.items():
         if suffix in suffixes:
@@ -195,8 +195,9 @@ def _no_json(path: Path, head: bytes, skipped_lines: int) -> str:
         if delimiter in first_line:
             hint = f"If it is a table, name it {path.stem}{suffix}. "
             break
+    shown = quote(head[:40].decode(errors="replace")[:20])
     return (
-        f"{path.name} line {skipped_lines + 1}: the file begins with "
-        f"{quote(head[:40].decode(errors='replace')[:20])}; expected a JSON list, which begins with "
-        f"[, or one JSON object a line, which begins with {{.\n  {hint}{_NOT_STARTED}"
+        f"{path.name} line {skipped_lines + 1}: the file begins with {shown}; expected a JSON "
+        "list, which begins with [, or one JSON object a line, which begins with {.\n"
+        f"  {hint}{_NOT_STARTED}"
     )

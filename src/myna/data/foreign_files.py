@@ -72,18 +72,17 @@ def looks_like(head: bytes) -> Foreign | None:
 
 
 def encoding_other_than_utf8(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, by their byte order mark or by the zero bytes of ASCII text in them."""
+    """UTF-16 or UTF-32, by their byte order mark or the zero bytes of their first signs."""
     if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         return "UTF-32"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
-    start = head[:512]
-    zeros = [start[phase::4].count(0) * 4 / max(1, len(start)) for phase in range(4)]
-    # Brackets, quotes and keys are ASCII even where the texts are not.
-    if len(start) >= 4 and sum(share > 0.9 for share in zeros) == 3:
-        return "UTF-32LE" if zeros[0] < 0.5 else "UTF-32BE"
-    if min(zeros[0], zeros[2]) > 0.25 and max(zeros[1], zeros[3]) == 0:
-        return "UTF-16BE"
-    if min(zeros[1], zeros[3]) > 0.25 and max(zeros[0], zeros[2]) == 0:
+    # Brackets and quotes are ASCII whatever the texts are, so their other bytes are 0.
+    first, zeros = head[:1], [byte == 0 for byte in head[:4]]
+    if len(zeros) == 4 and sum(zeros) == 3 and zeros[1:3] == [True, True]:
+        return "UTF-32LE" if first != b"\0" else "UTF-32BE"
+    if zeros[:2] == [False, True] and first < b"\x80":
         return "UTF-16LE"
+    if zeros[:2] == [True, False] and head[1:2] < b"\x80":
+        return "UTF-16BE"
     return None

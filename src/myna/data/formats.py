@@ -62,9 +62,7 @@ class Unfit(Exception):
         self.kind, self.finding, self.mend = kind, finding, mend
 
 
-def read_conversations(
-    sources: Sequence[Path | Source], on_bad_row: OnBadRow = "stop"
-) -> Rows:
+def read_conversations(sources: Sequence[Path | Source], on_bad_row: OnBadRow = "stop") -> Rows:
     """Read all files and map every row to a conversation that has an answer to train on.
 
     Raises:
@@ -129,8 +127,7 @@ def _read_records(
             records.append(row)
     if taken[source.entry] == before and before != source.rows:
         raise DataError(
-            f"{source.path.name} holds no rows; expected at least one.\n"
-            "  Training has not started."
+            f"{source.path.name} holds no rows; expected at least one.\n  Training has not started."
         )
     return records
 

@@ -32,7 +32,6 @@ def fetch_dataset(
         ConfigError: the hub, the dataset, the subset or the split is not there.
     """
     import datasets
-
     from huggingface_hub.errors import HfHubHTTPError
 
     asked = f"{name}@{revision}" if revision else name
@@ -57,7 +56,9 @@ def fetch_dataset(
         loaded = loaded[split]
     files = [Path(entry["filename"]) for entry in loaded.cache_files]
     if not files:
-        raise DataError(f"{asked}: `datasets` keeps no files of split {split}; expected Arrow files.")
+        raise DataError(
+            f"{asked}: `datasets` keeps no files of split {split}; expected Arrow files."
+        )
     return files, f"{asked}: split {split}, {len(loaded):,} rows"
 
 

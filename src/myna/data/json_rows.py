@@ -58,13 +58,13 @@ class JsonLines:
         for index, line in enumerate(lines):
             if line.strip(_WHITE):
                 is_cut_off = index == len(lines) - 1 and row > 1
-                yield self._record(line, Place(self.path, self.line + index, row), offset, is_cut_off)
+                yield self._record(
+                    line, Place(self.path, self.line + index, row), offset, is_cut_off
+                )
                 row += 1
             offset += len(line) + 1
 
-    def _record(
-        self, line: bytes, place: Place, offset: int, is_cut_off: bool
-    ) -> Record | BadRow:
+    def _record(self, line: bytes, place: Place, offset: int, is_cut_off: bool) -> Record | BadRow:
         if b"\0" in line and (nul := _nul_bytes(line, place)):
             return nul
         try:
@@ -230,9 +230,7 @@ def list_chunks(source: ByteSource) -> Iterator[Chunk]:
                 break
             if not window.text.startswith(",", position):
                 message = (
-                    "Unclosed list"
-                    if position == len(window.text)
-                    else "Expecting ',' delimiter"
+                    "Unclosed list" if position == len(window.text) else "Expecting ',' delimiter"
                 )
                 break
             position = window.visible(position + 1)
@@ -272,19 +270,20 @@ class _Window:
     def end_of_value(self, position: int) -> int | None:
         """Where the value ends; None where it is broken or too long."""
         while True:
+            end: int | None = None
             try:
-                end = end_of_value(self.text, position)
+                found = end_of_value(self.text, position)
             except json.JSONDecodeError as error:
                 is_open = (
                     error.msg.startswith("Unterminated string")
                     or error.pos > len(self.text) - _UNDECIDED
                 )
-                end = None
             except RecursionError:
                 return None
             else:
                 # A number may go on where the window ends; what has a closing sign does not.
-                is_open = self.text[end - 1] not in '}]"' and end > len(self.text) - _UNDECIDED
+                is_open = self.text[found - 1] not in '}]"' and found > len(self.text) - _UNDECIDED
+                end = found
             if not is_open or self._ended:
                 return end
             if self._is_long(position):

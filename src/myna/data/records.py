@@ -20,8 +20,8 @@ CHUNK_BYTES = 1 << 20
 """Bytes in a chunk, about: the row that passes it is the chunk's last."""
 
 MAX_ROW_BYTES = 8 << 20
-"""Longest row. Beyond a million tokens nothing is trained, and JSON takes 30 times its size in memory
-where it is made of empty objects, so that a row of this size still fits in 512 MB."""
+"""Longest row. Beyond a million tokens nothing is trained, and JSON that is made of empty objects
+takes 30 times its size in memory, so that a row of this size still fits in 512 MB."""
 
 ROW_LIMIT = f"{MAX_ROW_BYTES >> 20} MiB"
 
@@ -50,7 +50,7 @@ class NotJson:
 
 
 class Chunk(Protocol):
-    """Some consecutive rows of a file, unparsed. Can be pickled, to be parsed by another process."""
+    """Some consecutive rows of a file, unparsed. It can be pickled, to be parsed elsewhere."""
 
     def records(self) -> Iterator[Record | BadRow]:
         """The rows in order."""
@@ -106,7 +106,8 @@ def bad_byte(error: UnicodeDecodeError, offset: int | None) -> tuple[str, str]:
     return (
         f"byte 0x{error.object[error.start]:02x}{where} is not UTF-8"
         f"{f'; it looks like {encoding}' if encoding else ''}.",
-        f"Save the file as UTF-8, for example: iconv -f {encoding or 'ENCODING'} -t UTF-8 OLD > NEW",
+        "Save the file as UTF-8, for example: "
+        f"iconv -f {encoding or 'ENCODING'} -t UTF-8 OLD > NEW",
     )
 
 

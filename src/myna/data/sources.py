@@ -1,8 +1,8 @@
 """Sources: what the entries of `data` mean, as a list of files to read.
 
-Owns folders, globs, hub ids, names in LLaMA-Factory's dataset_info.json, and which files of a folder
-are data. Nothing is taken or left out silently: each entry that is more than a file gets a note.
-What is in a file is left to `files.py`.
+Owns folders, globs, hub ids, names in LLaMA-Factory's dataset_info.json, and which files of a
+folder are data. Nothing is taken or left out silently: each entry that is more than a file gets a
+note. What is in a file is left to `files.py`.
 """
 
 import glob
@@ -63,9 +63,7 @@ def find_sources(data: Sequence[str | DataEntry]) -> tuple[list[Source], list[st
             notes.append(f"{entry.path}: each row counts {entry.weight:g} times per epoch")
         if entry.rows is not None:
             notes.append(f"{entry.path}: only the first {entry.rows:,} rows are taken")
-        sources += [
-            Source(file, entry.weight, entry.columns, entry.rows, number) for file in files
-        ]
+        sources += [Source(file, entry.weight, entry.columns, entry.rows, number) for file in files]
     seen: set[Path] = set()
     for source in sources:
         if (real := source.path.resolve()) in seen:
@@ -80,14 +78,14 @@ def find_sources(data: Sequence[str | DataEntry]) -> tuple[list[Source], list[st
 def source_name(item: str | DataEntry) -> str:
     """A short name for an entry of `data`: the file's stem, the folder's, the data set's name."""
     path = item if isinstance(item, str) else item.path
-    registry, separator, name = path.rpartition(f"{DATASET_INFO}:")
+    _, separator, name = path.rpartition(f"{DATASET_INFO}:")
     if separator:
         return name
     if is_glob(path) and not Path(path).exists():
         named = [part for part in Path(path).parts[:-1] if not is_glob(part)]
         return Path(named[-1]).stem if named else "data"
     if _HUB_ID.fullmatch(path) and not Path(path).exists():
-        path = path.partition("@")[0]
+        return path.partition("@")[0].partition("/")[2]
     stem = Path(path).stem
     return Path(stem).stem if data_suffix(Path(path)) != Path(path).suffix.lower() else stem
 
@@ -191,7 +189,7 @@ def _is_data(file: Path) -> bool:
 
 
 def _of_split(files: Sequence[Path], entry: DataEntry) -> list[Path]:
-    """The files of the entry's split; ConfigError where it has none and the files are of several."""
+    """The files of the entry's split; ConfigError where it has none and there are several."""
     by_split: dict[str | None, list[Path]] = {}
     for file in files:
         words = re.split(r"[^a-z]+", file.name.lower())
@@ -211,8 +209,8 @@ def _of_split(files: Sequence[Path], entry: DataEntry) -> list[Path]:
         example = "train" if "train" in by_split else next(iter(by_split.keys() - {None}))
         raise ConfigError(
             f"{entry.path} has files of several splits by their names ({listed}), and not all of "
-            f"them may be meant for training.\n  Say which: {{path: {entry.path}, split: {example}}}"
-            ", or list the files."
+            "them may be meant for training.\n"
+            f"  Say which: {{path: {entry.path}, split: {example}}}, or list the files."
         )
     return list(files)
 

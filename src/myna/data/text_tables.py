@@ -151,7 +151,6 @@ def _columns(path: Path, line: int, fields: "list[str] | _Broken") -> tuple[str,
     return tuple(columns)
 
 
-
 @dataclass(frozen=True, slots=True)
 class _Broken:
     """A row that the csv module cannot divide."""
