@@ -18,7 +18,7 @@ def test_blank_lines_divide_documents(write: Write) -> None:
     path = write(
         "a.txt", "\ufeff\n春眠不覺曉\r\n處處聞啼鳥\r\n \t\r\n\r\n  second\n\n\nthird\n  last"
     )
-    assert documents(path) == [(2, "春眠不覺曉\n處處聞啼鳥"), (6, "  second"), (9, "third\n  4")]
+    assert documents(path) == [(2, "春眠不覺曉\n處處聞啼鳥"), (6, "  second"), (9, "third\n  last")]
     assert look_at(path).note == "plain text, blank lines divide the documents"
 
 

@@ -277,7 +277,7 @@ def test_broken_json_and_bad_rows_are_one_error(write: Write) -> None:
 
 def test_empty_list(write: Write) -> None:
     assert refusal(write("a.json", "[ ]")) == (
-        "a.json holds no rows (an empty list); expected at least one.\n  Training has not started."
+        "a.json holds no rows; expected at least one.\n  Training has not started."
     )
 
 

@@ -71,7 +71,7 @@ def test_a_damaged_list_gives_the_rows_before_its_fault(tmp_path: Path) -> None:
     text = json.dumps(rows)
     for at in range(1, len(text)):
         path = tmp_path / "a.json"
-        path.write_text(text[:at] + "!" + text[at + 1 :])
+        path.write_text(text[:at] + "\x01" + text[at + 1 :])
         found = list(read_records([path]))
         good = [row for row in found if isinstance(row, Record)]
         assert [row.value for row in good] == rows[: len(good)]
