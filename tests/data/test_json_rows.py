@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from myna.data.files import BadRow, Record, read_records
+from myna.errors import DataError
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -14,10 +15,12 @@ Write = Callable[[str, str | bytes], Path]
 def expected_places(text: str, rows: int) -> list[tuple[int, int]]:
     """(line, row) of each row of a JSON list, by parsing it whole."""
     decoder, position, places = json.JSONDecoder(), text.index("[") + 1, []
+    line, counted = 1, 0
     for row in range(1, rows + 1):
         while text[position] in " \t\r\n,":
             position += 1
-        places.append((text.count("\n", 0, position) + 1, row))
+        line, counted = line + text.count("\n", counted, position), position
+        places.append((line, row))
         _, position = decoder.raw_decode(text, position)
     return places
 
@@ -29,10 +32,10 @@ def test_a_list_larger_than_its_window_is_read_as_json_reads_it(
 ) -> None:
     rows = [
         {"x": number, "text": 'a "b" \\ é 😀 [{,}] ' * (number % 97), "list": [[], {}, -1.5e3]}
-        for number in range(4_000)
+        for number in range(1_500)
     ]
     text = json.dumps(rows, indent=indent, separators=separators, ensure_ascii=False)
-    assert len(text.encode()) > 3 << 20
+    assert len(text.encode()) > 1 << 20
     found = list(read_records([write("a.json", f"\n {text}\n\n")]))
     assert [row.value for row in found if isinstance(row, Record)] == rows
     places = [(row.place.line, row.place.row) for row in found if isinstance(row, Record)]
@@ -113,6 +116,16 @@ def test_objects_over_several_lines_each(write: Write) -> None:
     assert row.fault.mend.endswith(
         "The rows stand on several lines each; expected a list of rows in [ ] or one row a line, "
         "as `jq -c . OLD > NEW` writes them."
+    )
+
+
+def test_white_space_without_end_is_not_held(write: Write) -> None:
+    path = write("a.json", '[{"x": 1},\n' + " " * (20 << 20) + '{"x": 2}]')
+    with pytest.raises(DataError) as error:
+        list(read_records([path]))
+    assert str(error.value) == (
+        "a.json line 1: more than 8 MiB of white space begin here; expected a row.\n"
+        "  Was the file damaged? Training has not started."
     )
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from myna.data.byte_source import BOM, ByteSource
 from myna.data.conversation import Place
 from myna.data.faults import Fault
-from myna.data.json_values import Passage, end_of_value, parse_row, skip_white
+from myna.data.json_values import Passage, end_of_value, parse_row, plain_object, skip_white
 from myna.data.records import (
     CHUNK_BYTES,
     CHUNK_ROWS,
@@ -26,6 +26,7 @@ from myna.data.records import (
     Refused,
     bad_byte,
 )
+from myna.errors import DataError
 
 _WHITE = b" \t\r\n"
 
@@ -73,6 +74,8 @@ class JsonLines:
             finding, mend = bad_byte(error, offset + error.start)
             column = len(line[: error.start].decode()) + 1
             return BadRow(Fault("encoding", place, finding, mend, column))
+        if (value := plain_object(text)) is not None:
+            return Record(value, place)
         passage = Passage(self.path, text, place.line, 1, "line")
         outcome, end = parse_row(passage, skip_white(text, 0), place.line, place.row)
         if end is None:
@@ -260,11 +263,21 @@ class _Window:
         self._bad_byte: tuple[str, str] | None = None
 
     def visible(self, position: int) -> int:
-        """The first place from `position` on that is no white space, or the end of the file."""
+        """The first place from `position` on that is no white space, or the end of the file.
+
+        Raises DataError for white space that would have to be held like a row.
+        """
+        start = position
         while True:
             position = skip_white(self.text, position)
             if position < len(self.text) or self._ended:
                 return position
+            if self._is_long(start):
+                line, _ = self._passage().locate(start)
+                raise DataError(
+                    f"{self._path.name} line {line}: more than {ROW_LIMIT} of white space begin "
+                    "here; expected a row.\n  Was the file damaged? Training has not started."
+                )
             self._read_on()
 
     def end_of_value(self, position: int) -> int | None:

@@ -112,6 +112,21 @@ def end_of_value(text: str, position: int) -> int:
     return _CUTTER.raw_decode(text, position)[1]
 
 
+def plain_object(text: str) -> dict[str, Any] | None:
+    """The object that the text is; None where `parse_row` has to look at it, which takes longer."""
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    is_plain = (
+        isinstance(value, dict)
+        and (end == len(text) or skip_white(text, end) == len(text))
+        and text.count("{") + text.count("[") <= MAX_DEPTH
+        and not _SURROGATE_ESCAPE.search(text)
+    )
+    return value if is_plain else None
+
+
 def parse_row(
     passage: Passage, position: int, line: int, row: int
 ) -> tuple[Record | BadRow, int | None]:

@@ -188,14 +188,16 @@ class _Reader:
     size: int = 0
     """Bytes of the row that was read last."""
     _lines: list[str] = field(default_factory=list)
-    """The lines of that row."""
+    """The first lines of that row, to find an open quote in."""
+    _num_lines: int = 0
+    """All its lines."""
 
     def rows(self) -> Iterator[tuple[int, list[str] | _Broken]]:
         with self.source.opened() as stream:
             reader = csv.reader(self._read_lines(stream), strict=True, delimiter=self.delimiter)
             while True:
                 line = reader.line_num + 1
-                self.size = 0
+                self.size = self._num_lines = 0
                 self._lines.clear()
                 try:
                     with _long_fields():
@@ -225,12 +227,14 @@ class _Reader:
                 self.size += len(line)
                 if self.size > MAX_ROW_BYTES:
                     raise _TooLong
-                self._lines.append(line)
+                self._num_lines += 1
+                if self.size <= CHUNK_BYTES:
+                    self._lines.append(line)
                 yield line
 
     def _broken(self, message: str, line: int) -> _Broken:
         """What the csv module's complaint means, and where."""
-        last = line + len(self._lines) - 1
+        last = line + self._num_lines - 1
         opened = _open_quote("".join(self._lines), self.delimiter)
         if opened is not None and "unexpected end" in message:
             offset, column = opened
