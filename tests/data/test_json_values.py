@@ -29,6 +29,7 @@ def column(text: str) -> int | None:
         ('{"a": "\\"a\\": NaN", "b": NaN}', "NaN}"),
         ('{"a": [1, 2, -Infinity]}', "-Infinity"),
         ('{"a": -1e400}', "-1e400"),
+        ('{"a": [true, -Infinityx', "-Infinityx"),
         ('{"a": "\\\\ud800", "b": "x\\udc00"}', "\\udc00"),
         ('{"a": "\\ud83d\\ude00 \\ud83d "}', "\\ud83d "),
         ('{"a": "\\ud83d\\ud83d\\ude00"}', "\\ud83d\\ud83d"),

@@ -106,4 +106,4 @@ def test_one_bad_row_in_a_million_is_found_and_named(tmp_path: Path) -> None:
             good += 1
     assert good == 999_999
     (bad_row,) = bad_rows
-    assert str(bad_row.fault).startswith("a.jsonl line 876544, column 42: broken JSON: found ")
+    assert str(bad_row.fault).startswith("a.jsonl line 876544, column 39: broken JSON: found ")

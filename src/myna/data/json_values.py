@@ -25,7 +25,8 @@ _MAX_DIGITS = 4_300
 _WHITE = re.compile(r"[ \t\r\n]*+")
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _STRINGS = re.compile(_STRING, re.DOTALL)
-_TOKENS = re.compile(_STRING + r'|[{}\[\]]|[^\s{}\[\]:,"]++', re.DOTALL)
+_NUMBER = r"-?(?:Infinity|[0-9]++(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?)|NaN"
+_TOKENS = re.compile(_STRING + r"|[{}\[\]]|" + _NUMBER, re.DOTALL)
 _ESCAPES = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
@@ -219,7 +220,7 @@ def _refusals(text: str, position: int) -> Iterator[tuple[str, int, str, str]]:
             if len(token.lstrip("-")) > _MAX_DIGITS:
                 finding = f"a number has more than {_MAX_DIGITS:,} digits."
                 yield "number", where, finding, "Write it as a text in quotes."
-        elif token not in ("true", "false", "null") and not math.isfinite(float(token)):
+        elif not math.isfinite(float(token)):
             finding = f"{token[:20]} is not JSON."
             yield "not_a_number", where, finding, "Write a number or null."
 
