@@ -22,10 +22,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from myna.data.byte_source import find_source
 from myna.data.files import BadRow, Record, read_records
+from myna.data.text_tables import find_delimiter
 from myna.errors import DataError
 
-NAMES = ("a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.parquet", "a.arrow", "a", "a.jsonl.gz")
+NAMES = (
+    "a.jsonl",
+    "a.json",
+    "a.csv",
+    "a.tsv",
+    "a.txt",
+    "a.parquet",
+    "a.arrow",
+    "a",
+    "a.jsonl.gz",
+    "a.json.zst",
+)
 
 PIECES = [
     piece.encode("utf-8", "surrogatepass")
@@ -71,16 +84,34 @@ def check_reading(path: Path) -> int:
         else:
             assert row.place.file == path and row.place.row == number
             json.dumps(row.value, ensure_ascii=False, default=str).encode()
+    _check_against_the_standard_library(path, accepted)
+    return len(accepted)
+
+
+def _check_against_the_standard_library(path: Path, accepted: list[Record]) -> None:
     content = path.read_bytes()
     if content.startswith(b"\x1f\x8b"):
         content = gzip.decompress(content)
-    reference = _reference(path, content)
+    elif content.startswith(b"(\xb5/\xfd"):
+        content = pa.input_stream(pa.BufferReader(content), compression="zstd").read()
+    text = content.decode("utf-8-sig", errors="surrogateescape")
+    if path.suffix in (".csv", ".tsv"):
+        kind = path.suffix[1:].upper()
+        table = iter(_table(text, find_delimiter(find_source(path), kind)))
+        for row in accepted:
+            values = list(row.value.values())
+            assert values in table, (row, "is not among the rows, or not in their order")
+        return
+    if path.suffix == ".txt" and all(row.value.keys() == {"text"} for row in accepted):
+        for row in accepted:
+            assert row.value["text"] in text.replace("\r\n", "\n")
+        return
+    reference = _json_rows(text) if path.suffix not in (".parquet", ".arrow") else None
     if reference is not None:
         for row in accepted:
             key = row.place.line if isinstance(reference, dict) else row.place.row - 1
             if isinstance(reference, dict) or key < len(reference):
                 assert _equal(row.value, reference[key]), (row, reference[key])
-    return len(accepted)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -88,12 +119,19 @@ def _equal(one: Any, other: Any) -> bool:
     return repr(one) == repr(other)
 
 
-def _reference(path: Path, content: bytes) -> Any:
-    """Rows by line or by number, as the standard library reads them; None: there is no such."""
-    text = content.decode("utf-8-sig", errors="surrogateescape")
-    suffix = path.name.removesuffix(".gz").rpartition(".")[2]
-    if suffix not in ("json", "jsonl", "a"):
-        return None
+def _table(text: str, delimiter: str) -> Iterator[list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            continue
+
+
+def _json_rows(text: str) -> Any:
+    """Rows by line or by number, as the json module reads them; None: there are none."""
     start = text.lstrip(" \t\r\n")[:1]
     if start == "{":
         values: dict[int, Any] = {}
@@ -168,6 +206,8 @@ def valid_file(generator: random.Random, name: str) -> bytes:
     if name == "a.json" or (name == "a" and generator.random() < 0.5):
         return json.dumps(rows, ensure_ascii=escape, indent=indent).encode()
     content = "\n".join(json.dumps(row, ensure_ascii=escape) for row in rows).encode()
+    if name.endswith(".zst"):
+        return bytes(pa.Codec("zstd").compress(content, asbytes=True))
     return gzip.compress(content) if name.endswith(".gz") else content
 
 
