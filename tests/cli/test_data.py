@@ -219,3 +219,28 @@ def test_the_readme_shows_what_one_gets() -> None:
         text = myna_data(*command.split()[2:])
     printed = "\n".join(line.rstrip() for line in text.splitlines())
     assert counts in printed + "\n" and row in printed + "\n"
+
+
+def test_skipped_rows_are_refused_ones(tokenizer_only: Path, talk: Path) -> None:
+    with talk.open("a", encoding="utf-8") as file:
+        file.write('\n{"instruction": "what", "input": "", "output": "<|im_end|>"}')
+    settings = (*SETTINGS, "train.on_bad_row=skip")
+    common = ("--model", tokenizer_only, "--data", talk, *settings)
+    text = myna_data(*common, "--only", "refused")
+    assert "refused: talk.jsonl line 6: 388 tokens" in text
+    assert "refused: talk.jsonl line 7: " in text and "<|im_end|>" in text
+    assert sum(json.loads(myna_data(*common, "--json"))["refused"].values()) == 2
+
+
+def test_rows_of_files_without_lines_are_found_by_their_number(
+    tokenizer_only: Path, talk: Path
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [json.loads(line) for line in talk.read_text().splitlines()]
+    path = talk.with_suffix(".parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    common = ("--model", tokenizer_only, "--data", path, *SETTINGS)
+    for row in ("4", "talk.parquet:4"):
+        text = myna_data(*common, "--row", row)
+        assert text.startswith("talk.parquet row 4, answer 1: ") and text.count("⟦so⟧") == 1

@@ -14,12 +14,13 @@ from chat_families import CHATML, QWEN3, STATES, make_tokenizer
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from myna.data import chunks, pipeline
+from myna.data import json_rows, pipeline
 from myna.data.cache import Entry
 from myna.data.dataset import Dataset, encode_dataset
 from myna.data.encode import Encoder
 from myna.data.formats import read_conversations
-from myna.data.pipeline import Source, described, encode_files
+from myna.data.pipeline import described, encode_files
+from myna.data.sources import Source
 from myna.data.templates import choose_template
 from myna.errors import DataError
 
@@ -38,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of more than a hundred rows go through the cache."""
     monkeypatch.setattr(pipeline, "FEW_CHUNKS", 1)
-    monkeypatch.setattr(chunks, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(json_rows, "CHUNK_ROWS", 100)
 
 
 def text(draw: random.Random) -> str:
@@ -125,7 +126,7 @@ def test_large_files_are_as_row_by_row_and_the_second_time_too(
     assert any("b.json" in note for note in expected.notes)
     assert_same(run(encoder(**options), *paths, num_workers=num_workers), expected)
     monkeypatch.setattr(pipeline, "EncodeChunk", fail)
-    monkeypatch.setattr(pipeline, "read_chunks", fail)
+    monkeypatch.setattr(pipeline, "look_at", fail)
     assert_same(run(encoder(**options), *paths), expected)
 
 
@@ -265,7 +266,7 @@ def keys_of(write: Write, **changes: Any) -> str:
     made = encoder(tokenizer, **changes.pop("encoder", {}))
     path = write(changes.pop("name", "a.jsonl"), changes.pop("content", "content"))
     digests = [pipeline.content_sha256(path)]
-    return pipeline._key(made, [Source(path)], digests, changes.pop("tokenizer_hash", "t"))
+    return pipeline._key(made, [Source(path)], digests, changes.pop("tokenizer_hash", "t"), "stop")
 
 
 def test_the_key_changes_with_all_that_decides_ids(write: Write) -> None:
@@ -336,7 +337,7 @@ def test_a_row_that_is_lost_on_the_way_stops_everything(write: Write, large: Non
     job = pipeline.EncodeChunk(encoder())
     path = write("a.jsonl", lines(alpaca(150)))
     source = Source(path)
-    tasks = list(pipeline._tasks([source], [pipeline._form_of(path)]))
+    tasks = list(pipeline._tasks([source], [pipeline._form_of(source)]))
     first, second = map(job, tasks)
     account = pipeline._Account(1)
     with pytest.raises(AssertionError, match="row 101 came after row 0"):
@@ -351,7 +352,7 @@ def test_a_row_that_is_lost_on_the_way_stops_everything(write: Write, large: Non
 
 
 def test_an_empty_list_among_the_files_is_said_before_anything_is_encoded(write: Write) -> None:
-    with pytest.raises(DataError, match=r"b\.json holds no rows \(an empty list\)"):
+    with pytest.raises(DataError, match=r"b\.json holds no rows; expected"):
         run(encoder(), write("a.jsonl", lines(alpaca(3))), write("b.json", "[]"))
 
 

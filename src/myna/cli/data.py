@@ -218,23 +218,25 @@ class _Row:
     """One row, or the rows of several files with one number."""
 
     number: int | None = None
+    """In its file; None where the line is known."""
     files: frozenset[Path] = frozenset()
+    """Empty: in any file."""
     line: int | None = None
 
     def of(self, examples: Examples) -> NDArray[np.bool_]:
         """(N,) whether an example is of this row."""
-        if self.number is not None:
-            found: NDArray[np.bool_] = examples.rows == self.number
-            return found
-        inside = [index for index, file in enumerate(examples.files) if file in self.files]
-        found = np.isin(examples.file_indices, inside) & (examples.lines == self.line)
+        numbers = examples.rows if self.line is None else examples.lines
+        found: NDArray[np.bool_] = numbers == (self.number if self.line is None else self.line)
+        if self.files:
+            inside = [index for index, file in enumerate(examples.files) if file in self.files]
+            found &= np.isin(examples.file_indices, inside)
         return found
 
     def has(self, place: Place) -> bool:
         """Whether a place is of this row."""
-        if self.number is not None:
-            return place.row == self.number
-        return place.file in self.files and place.line == self.line
+        if self.files and place.file not in self.files:
+            return False
+        return place.row == self.number if self.line is None else place.line == self.line
 
 
 def _find_row(dataset: Dataset, text: str) -> _Row:
@@ -260,6 +262,8 @@ def _find_row(dataset: Dataset, text: str) -> _Row:
     inside = [index for index, file in enumerate(examples.files) if file in files]
     lines = examples.lines[np.isin(examples.file_indices, inside)].tolist()
     lines += [place.line for place in refused if place.file in files]
+    if not any(lines):  # Parquet and the like have rows only
+        return _Row(number=number, files=files)
     # A row begins on its line and may go on over the next ones.
     begun = max((line for line in lines if line <= number), default=None)
     if begun is None:

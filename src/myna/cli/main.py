@@ -37,7 +37,10 @@ Settings = Annotated[
     ),
 ]
 Model = Annotated[str | None, typer.Option(help="Base model: a folder or a hub id.")]
-Data = Annotated[list[str] | None, typer.Option(help="Training data: JSON or JSONL (repeatable).")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(help="Training data: a file, a folder, a glob or a hub id (repeatable)."),
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
@@ -181,7 +184,7 @@ def chat(
 @app.command()
 def generate(
     source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="As in `myna chat`.")],
-    questions: Annotated[Path, typer.Argument(metavar="INPUT", help="JSON or JSONL rows.")],
+    questions: Annotated[Path, typer.Argument(metavar="INPUT", help="A data file of questions.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="JSONL with the answers.")],
     system: System = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.")] = 8,

@@ -8,8 +8,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -18,7 +17,8 @@ from myna.cli.terminal import error_console
 from myna.config import Config
 from myna.data.dataset import Dataset
 from myna.data.encode import Encoder
-from myna.data.pipeline import Source, encode_files
+from myna.data.pipeline import encode_files
+from myna.data.sources import find_sources
 from myna.data.templates import choose_template
 from myna.models.load import context_length, load_config
 from myna.models.tokenizer import LoadedTokenizer, load_tokenizer
@@ -56,7 +56,7 @@ def prepare_rows(
 
     Raises DataError with every bad row before a model is loaded.
     """
-    sources = [Source(Path(name)) for name in config.data]
+    sources, notes = find_sources(config.data)
     loaded = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     template = choose_template(loaded.tokenizer, loaded.model_type, override=config.template)
     limit = config.train.max_length
@@ -78,9 +78,13 @@ def prepare_rows(
         encoder.notes.append("no config.json beside the tokenizer, so max_length is not limited")
     with _rows_shown(console) as show:
         dataset = encode_files(
-            encoder, sources, tokenizer_hash=_tokenizer_hash(loaded), on_rows=show
+            encoder,
+            sources,
+            tokenizer_hash=_tokenizer_hash(loaded),
+            on_bad_row=config.train.on_bad_row,
+            on_rows=show,
         )
-    return Prepared(dataset, loaded, encoder)
+    return Prepared(replace(dataset, notes=(*notes, *dataset.notes)), loaded, encoder)
 
 
 def _tokenizer_hash(loaded: LoadedTokenizer) -> str:

@@ -35,6 +35,7 @@ from myna.config_file import ResolvedConfig
 from myna.data.held_out import split_held_out
 from myna.data.loader import Draws, rows_of_steps, steps_per_epoch
 from myna.data.preview import preview
+from myna.data.sources import source_name
 from myna.device import choose_compute, failing_allocations
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError
@@ -114,7 +115,8 @@ def run(
 def _output(resolved: ResolvedConfig) -> Path:
     if resolved.config.output is not None:
         return Path(resolved.config.output).expanduser().absolute()
-    return (RUNS / (resolved.path or Path(resolved.config.data[0])).stem).absolute()
+    name = resolved.path.stem if resolved.path else source_name(resolved.config.data[0])
+    return (RUNS / name).absolute()
 
 
 def _short(path: Path) -> str:

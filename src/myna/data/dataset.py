@@ -15,7 +15,7 @@ import numpy as np
 
 from myna.data.conversation import Conversation, Place
 from myna.data.encode import EncodedRow, Encoder, Ids, RowRefused
-from myna.data.faults import Fault, Faults
+from myna.data.faults import Fault, Faults, OnBadRow
 from myna.data.formats import Rows
 from myna.data.lengths import RowLengths, suggest_lengths
 from myna.data.store import Columns, Example, Examples, columns_of, joined, mix
@@ -79,7 +79,7 @@ class Dataset:
     row_lengths: RowLengths
     """Of all rows, those refused or shortened for their length as they came in."""
     refusals: tuple[Fault, ...] = ()
-    """Rows that were dropped, the first `REFUSALS_KEPT` of them."""
+    """Rows that were dropped or skipped, the first of each reason."""
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Tally:
     tokens_by_length: Counter[str] = field(default_factory=Counter)
     """Tokens of all answers of these rows."""
     refusals: list[dict[str, Any]] = field(default_factory=list)
-    """Dropped rows, as `_fault_to_json` writes them, the first `REFUSALS_KEPT`."""
+    """Dropped or skipped rows, as `_fault_to_json` writes them, the first `REFUSALS_KEPT`."""
     thinking: int = 0
     """Rows with trained reasoning."""
     own_system: int = 0
@@ -200,14 +200,16 @@ def encode_conversations(
     return Encoded(columns_of(examples, files), tally, faults)
 
 
-def encode_dataset(encoder: Encoder, rows: Rows) -> Dataset:
+def encode_dataset(encoder: Encoder, rows: Rows, on_bad_row: OnBadRow = "stop") -> Dataset:
     """Encode rows in memory and account for each.
 
     Raises:
         DataError: all refused rows at once, unless their length is the reason and `over_length`
-            allows to drop them; or no row is left.
+            allows to drop them, or `on_bad_row` is `skip`; or no row is left.
     """
-    tally, faults = Tally(), Faults()
+    tally, faults = Tally(), Faults(on_bad_row)
+    tally.refused.update(rows.refused)
+    tally.rows_in = sum(rows.refused.values())
     parts: list[Columns] = []
     files = list(dict.fromkeys(row.place.file for row in rows.conversations))
     for start in range(0, len(rows.conversations), _BATCH):
@@ -219,22 +221,32 @@ def encode_dataset(encoder: Encoder, rows: Rows) -> Dataset:
             faults.add(fault)
     refuse(encoder, tally, faults)
     examples = Examples(joined(parts), files)
-    return dataset_of(encoder, examples, tally, notes=rows.notes, content_hash=rows.content_hash)
+    notes = (*rows.notes, *faults.notes())
+    return dataset_of(encoder, examples, tally, notes=notes, content_hash=rows.content_hash)
 
 
 def refuse(encoder: Encoder, tally: Tally, faults: Faults) -> None:
-    """Raise DataError where there are faults, or where no row is left."""
+    """Raise DataError where rows stop the run or none is left; count those that are skipped."""
     rows, limit = tally.row_lengths, encoder.max_length
     longest = max(rows.lengths.tolist(), default=0)
     if limit is not None and longest > limit:
         faults.mend("over_length", suggest_lengths(rows, limit, is_models=encoder.limit_is_models))
     faults.raise_listed()
-    if not tally.trained and not tally.truncated:
+    tally.refused.update(faults.skipped)
+    tally.refusals += map(_fault_to_json, faults.skipped_first)
+    if tally.trained or tally.truncated:
+        return
+    if set(tally.refused) == {"over_length"}:
         raise DataError(
             f"No row is left to train on: all {tally.rows_in} are longer than max_length "
             f"({encoder.max_length}); the longest has {longest} tokens.\n"
             "  Raise max_length. Training has not started."
         )
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in tally.refused.items())
+    raise DataError(
+        f"No row is left to train on: all were refused ({reasons}).\n"
+        "  With on_bad_row: stop they are listed. Training has not started."
+    )
 
 
 def dataset_of(

@@ -86,6 +86,11 @@ class Faults:
         """Rows skipped, by reason."""
         return Counter({reason: group.count for reason, group in self._skipped.items()})
 
+    @property
+    def skipped_first(self) -> list[Fault]:
+        """Rows skipped, a screenful of each reason."""
+        return [fault for group in self._skipped.values() for fault in group.listed]
+
     def notes(self) -> Iterator[str]:
         """One line for each reason of which rows are skipped, with the first of them."""
         for reason, group in self._skipped.items():

@@ -24,7 +24,6 @@ import numpy as np
 
 from myna import __version__
 from myna.data.cache import Entry, Filling
-from myna.data.chunks import Chunk, content_hash, content_sha256, read_chunks
 from myna.data.conversation import Conversation
 from myna.data.dataset import (
     Accounting,
@@ -37,14 +36,22 @@ from myna.data.dataset import (
     refuse,
 )
 from myna.data.encode import Encoder
-from myna.data.faults import Fault, Faults
-from myna.data.files import BadRow, Record
+from myna.data.faults import Fault, Faults, OnBadRow
+from myna.data.files import (
+    BadRow,
+    Chunk,
+    Record,
+    content_hash,
+    content_sha256,
+    look_at,
+)
 from myna.data.formats import Format, Unfit, convert, recognise
 from myna.data.segments import Segments, SegmentsDiffer
+from myna.data.sources import Source
 from myna.data.store import Columns, Examples, joined
 from myna.data.workers import CannotStart, Workers
 from myna.device import processor
-from myna.errors import DataError
+from myna.errors import ConfigError, DataError
 
 FEW_CHUNKS = 8
 """Up to so many chunks are encoded here and kept in memory: starting processes would take longer,
@@ -63,14 +70,6 @@ _IDS_IN_TWO_BYTES = 1 << 16
 
 OnRows = Callable[[int], None]
 """Called from time to time with the number of rows that are done."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data file, and how often its rows come in an epoch."""
-
-    path: Path
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -145,6 +144,7 @@ class EncodeChunk:
             self._encoder, conversations, [task.path], self._segments.ids
         )
         faults = sorted([*faults, *encoded.faults], key=lambda fault: fault.place.row)
+        encoded.tally.rows_in = rows
         encoded = Encoded(encoded.columns, encoded.tally, faults)
         return Done(task.source, rows, first_row, encoded, remarks, unused)
 
@@ -152,11 +152,13 @@ class EncodeChunk:
 class _Account:
     """What became of all rows so far."""
 
-    def __init__(self, num_sources: int) -> None:
+    def __init__(self, num_sources: int, on_bad_row: OnBadRow = "stop") -> None:
         self.tally = Tally()
         self.files = [FileTally() for _ in range(num_sources)]
-        self.faults = Faults()
+        self.faults = Faults(on_bad_row)
         self.has_faults = False
+        self.stops = False
+        """Whether nothing will be trained, and rows are read to find all faults."""
         self.chunks = 0
 
     def add(self, done: Done) -> None:
@@ -178,6 +180,7 @@ class _Account:
         self.chunks += 1
         for fault in done.encoded.faults:
             self.has_faults = True
+            self.stops |= self.faults.on_bad_row == "stop" or fault.ends_file
             self.faults.add(fault)
 
     @property
@@ -203,13 +206,16 @@ class _Account:
         """What is said about each file."""
         for source, form, file in zip(sources, forms, self.files, strict=True):
             name = source.path.name
-            if form is not None:
+            if kind := look_at(source.path).note:
+                yield f"{name}: {kind}"
+            if form is not None and file.rows:
                 yield f"{name}: {file.rows:,} rows of {form.name}: {form.mapping}"
             for text, count in file.remarks.items():
                 yield f"{name}: {text} ({count:,} rows)"
             if file.unused:
                 listed = ", ".join(f"{key} ({rows:,} rows)" for key, rows in file.unused.items())
                 yield f"{name}: fields that are not used: {listed}"
+        yield from self.faults.notes()
 
 
 def encode_files(
@@ -217,6 +223,7 @@ def encode_files(
     sources: Sequence[Source],
     *,
     tokenizer_hash: str,
+    on_bad_row: OnBadRow = "stop",
     num_workers: int | None = None,
     on_rows: OnRows = lambda _: None,
 ) -> Dataset:
@@ -226,6 +233,7 @@ def encode_files(
         encoder: renders and tokenizes.
         sources: the files, in order.
         tokenizer_hash: a hash of all that decides the ids of a text.
+        on_bad_row: whether rows that cannot be trained on stop everything or are counted.
         num_workers: processes that encode. None: one per core that this process may use.
         on_rows: told how many rows are done.
 
@@ -235,15 +243,16 @@ def encode_files(
         StorageError: the cache cannot be written.
     """
     digests = [content_sha256(source.path) for source in sources]
-    entry = Entry(_key(encoder, sources, digests, tokenizer_hash))
+    entry = Entry(_key(encoder, sources, digests, tokenizer_hash, on_bad_row))
     if (cached := _cached(entry, encoder, sources, digests)) is not None:
         return cached
-    forms = [_form_of(source.path) for source in sources]
+    forms = [_form_of(source) for source in sources]
     tasks = _tasks(sources, forms)
     few = list(islice(tasks, FEW_CHUNKS + 1))
     number = num_workers or max(1, min(MAX_WORKERS, int(processor().allowed_cores)))
     for by_pieces in (True, False):
-        work = _Work(encoder, sources, forms, digests, on_rows, by_pieces=by_pieces)
+        account = _Account(len(sources), on_bad_row)
+        work = _Work(encoder, sources, forms, digests, account, on_rows, by_pieces=by_pieces)
         with contextlib.suppress(SegmentsDiffer):
             if len(few) <= FEW_CHUNKS:
                 return work.in_memory(few)
@@ -261,6 +270,7 @@ class _Work:
         sources: Sequence[Source],
         forms: Sequence[Format | None],
         digests: Sequence[str],
+        account: _Account,
         on_rows: OnRows,
         *,
         by_pieces: bool,
@@ -271,7 +281,7 @@ class _Work:
         self._digests = digests
         self._on_rows = on_rows
         self._job = EncodeChunk(encoder, by_pieces=by_pieces)
-        self._account = _Account(len(sources))
+        self._account = account
 
     def in_memory(self, tasks: Iterable[Task]) -> Dataset:
         """All by this process."""
@@ -312,10 +322,12 @@ class _Work:
         committed = time.monotonic()
         for done in results:
             columns = self._taken(done)
-            if self._account.has_faults:
-                continue  # only read on to find all of them
+            if self._account.stops:
+                continue
             filling.append(columns)
-            if time.monotonic() - committed > COMMIT_SECONDS:
+            # Faults are not committed: a run that is gone on with meets them again.
+            due = time.monotonic() - committed > COMMIT_SECONDS
+            if due and not self._account.has_faults:
                 filling.commit(self._account.to_json())
                 committed = time.monotonic()
 
@@ -361,18 +373,49 @@ def _results(
 
 
 def _tasks(sources: Sequence[Source], forms: Sequence[Format | None]) -> Iterator[Task]:
+    taken: Counter[int] = Counter()  # rows of each entry of `data`
     for number, (source, form) in enumerate(zip(sources, forms, strict=True)):
-        for chunk in read_chunks(source.path):
+        chunks = look_at(source.path).chunks()
+        if source.rows is not None:
+            chunks = _first_rows(chunks, source.rows - taken[source.entry], source.entry, taken)
+        for chunk in chunks:
             yield Task(number, source.path, form, chunk)
 
 
-def _form_of(path: Path) -> Format | None:
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """A chunk whose rows had to be counted before."""
+
+    rows: list[Record | BadRow]
+
+    def records(self) -> Iterator[Record | BadRow]:
+        return iter(self.rows)
+
+
+def _first_rows(
+    chunks: Iterable[Chunk], left: int, entry: int, taken: Counter[int]
+) -> Iterator[Chunk]:
+    for chunk in chunks:
+        if left <= 0:
+            return
+        rows = list(islice(chunk.records(), left))
+        left -= len(rows)
+        taken[entry] += len(rows)
+        yield _Parsed(rows)
+
+
+def _form_of(source: Source) -> Format | None:
     """The format of a file; None where no row can be read.
 
     Raises:
         DataError: the file cannot be read, has no rows, or is of no format that is known.
     """
-    rows = (row for chunk in read_chunks(path) for row in chunk.records())
+    if source.columns:
+        raise ConfigError(
+            f"{source.path}: columns are not read yet; expected the usual names.\n"
+            "  Rename the columns in the file."
+        )
+    rows = (row for chunk in look_at(source.path).chunks() for row in chunk.records())
     has_rows, records = False, list[Record]()
     for row in rows:
         has_rows = True
@@ -382,8 +425,7 @@ def _form_of(path: Path) -> Format | None:
                 break
     if not has_rows:
         raise DataError(
-            f"{path.name} holds no rows (an empty list); expected at least one.\n"
-            "  Training has not started."
+            f"{source.path.name} holds no rows; expected at least one.\n  Training has not started."
         )
     return recognise(records) if records else None
 
@@ -426,7 +468,11 @@ def _cached(
 
 
 def _key(
-    encoder: Encoder, sources: Sequence[Source], digests: Sequence[str], tokenizer_hash: str
+    encoder: Encoder,
+    sources: Sequence[Source],
+    digests: Sequence[str],
+    tokenizer_hash: str,
+    on_bad_row: OnBadRow,
 ) -> str:
     """A hash of everything that decides the examples and what is said about them."""
     folder = Path(__file__).parent
@@ -444,9 +490,11 @@ def _key(
         "encoder": {
             name: described(value) for name, value in vars(encoder).items() if name != "tokenizer"
         },
+        "on_bad_row": on_bad_row,
         # Notes have the names of the files in them.
         "files": [
-            [source.path.name, digest] for source, digest in zip(sources, digests, strict=True)
+            [source.path.name, digest, source.rows, source.entry, dict(source.columns)]
+            for source, digest in zip(sources, digests, strict=True)
         ],
     }
     if "strftime_now" in encoder.template.source:

@@ -303,7 +303,7 @@ def coloured_example(
 def place_of(example: Example) -> str:
     """File and line, and the number of the row where it is another."""
     place = example.place
-    return str(place) + (f" (row {place.row:,})" if place.row != place.line else "")
+    return str(place) + (f" (row {place.row:,})" if place.line not in (0, place.row) else "")
 
 
 def row_remarks(repeats: Repeats, examples: Examples, index: int) -> list[str]:
