@@ -5,6 +5,7 @@ command line, aliases of other tools) is `config_file.py`; what other parts deri
 theirs. Nothing changes a value afterwards: modules take plain arguments, not these classes.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -23,9 +26,16 @@ from pydantic_core import PydanticCustomError
 FREE = {"free": True}
 """Marks a field that may differ between a run and its resumption: it changes no trained number."""
 
+DATASET_INFO = "dataset_info.json"
+"""LLaMA-Factory's list of data sets; `data` may name an entry of one, `dataset_info.json:NAME`."""
+
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, (str, Mapping)) else value
+
+
+def _shape_of_entry(value: Any) -> str:
+    return "entry" if isinstance(value, (Mapping, DataEntry)) else "path"
 
 
 def _checkpointing(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -101,6 +111,9 @@ class TrainConfig(Part):
     """What happens to a longer row."""
     control_tokens: Literal["error", "allow"] = "error"
     """What happens to a user text that spells a control token of the tokenizer."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What happens to rows that cannot be read or trained on: `stop` lists them all and trains
+    nothing, `skip` leaves them out, counted and said."""
     checkpointing: Annotated[
         Literal["auto", "none", "all"] | Annotated[int, Field(ge=1, strict=True)],
         WrapValidator(_checkpointing),
@@ -128,13 +141,41 @@ class TrainConfig(Part):
     """On several machines: each writes to its own disk (not only the first)."""
 
 
+class DataEntry(Part):
+    """One source of rows, where its path does not say enough."""
+
+    path: str
+    """A file, a folder, a glob, a hub id or a name in a dataset_info.json."""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """How often its rows are taken per epoch: 2 is each twice, 0.5 is half of them."""
+    columns: dict[str, str] = {}
+    """What its columns are called: prompt, completion, messages … -> the name in the file."""
+    split: str | None = None
+    """Which split of a hub dataset or of a folder. Not set: train, or the only one."""
+    subset: str | None = None
+    """Which configuration of a hub dataset."""
+    rows: int | None = Field(None, ge=1)
+    """Take only so many rows, the first."""
+
+
 class Config(Part):
     """Everything that decides a run."""
 
     model: str
     """Base model: a folder or a hub id."""
-    data: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-    """Training data: one file or a list of files (JSON or JSONL)."""
+    data: Annotated[
+        list[
+            Annotated[
+                Annotated[str, Tag("path")] | Annotated[DataEntry, Tag("entry")],
+                Discriminator(_shape_of_entry),
+            ]
+        ],
+        BeforeValidator(_as_list),
+        Field(min_length=1),
+    ]
+    """Training data, one source or a list: files (JSON, JSONL, CSV, TSV, Parquet, Arrow, text; gzip
+    or zstd), folders, globs, hub ids (owner/name@revision), names in a dataset_info.json, or
+    mappings {path, weight, columns, split, subset, rows}."""
     system: str | None = None
     """Persona or instruction in front of every conversation that has no system message of its own.
     It is saved with the adapter and used by `myna chat`."""
@@ -196,6 +237,11 @@ def flatten(config: Part, prefix: str = "") -> dict[str, Any]:
         value = getattr(config, name)
         if isinstance(value, Part):
             values |= flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            values[prefix + name] = [
+                item.model_dump(exclude_defaults=True) if isinstance(item, Part) else item
+                for item in value
+            ]
         else:
             values[prefix + name] = value
     return values
@@ -208,3 +254,8 @@ def resolve_path(text: str, *beside: Path) -> Path | None:
         if (folder / path).exists():
             return (folder / path).resolve()
     return None
+
+
+def is_glob(text: str) -> bool:
+    """Whether a path is a pattern for several."""
+    return any(sign in text for sign in "*?[")

@@ -6,6 +6,7 @@ saved with where it came from.
 """
 
 import difflib
+import glob
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from myna.config import Config, flatten, leaves, resolve_path
+from myna.config import (
+    DATASET_INFO,
+    Config,
+    DataEntry,
+    flatten,
+    is_glob,
+    leaves,
+    resolve_path,
+)
 from myna.errors import ConfigError
 
 ALIASES: dict[str, str] = {
@@ -107,6 +116,8 @@ class ResolvedConfig:
 class _Entry:
     value: Any
     source: str
+    node: yaml.Node | None = None
+    """Where it stands in the YAML, for places within it."""
 
 
 def load_config(
@@ -209,13 +220,35 @@ def _add(entries: dict[str, _Entry], name: str, key: Any, value: Any, path: Path
         raise ConfigError(
             f'{place}: "{name}" is set a second time (first: {entries[name].source}).'
         )
+    _refuse_doubled_keys(value, path, set())
     loader = yaml.SafeLoader("")
     try:
-        entries[name] = _Entry(loader.construct_object(value, deep=True), place)
+        entries[name] = _Entry(loader.construct_object(value, deep=True), place, value)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{place}: {name}: {error.problem}.") from None
     finally:
         loader.dispose()
+
+
+def _refuse_doubled_keys(node: yaml.Node, path: Path, seen: set[int]) -> None:
+    """Raise ConfigError where a mapping within a value has a key twice: YAML takes the last."""
+    if id(node) in seen:  # under an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for inner in node.value:
+            _refuse_doubled_keys(inner, path, seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key_node, inner in node.value:
+            key, line = _scalar(path, key_node), key_node.start_mark.line + 1
+            if key in lines:
+                raise ConfigError(
+                    f'{path} line {line}: "{key}" is set a second time '
+                    f"(first: {path} line {lines[key]})."
+                )
+            lines[key] = line
+            _refuse_doubled_keys(inner, path, seen)
 
 
 def _read_override(text: str) -> tuple[str, _Entry]:
@@ -270,7 +303,9 @@ def _canonical(entries: dict[str, _Entry]) -> _Canonical:
                 f'{entry.source}: "{name}" sets {canonical} a second time '
                 f"(first: {found[canonical].source}). Keep one of them."
             )
-        found[canonical] = _Entry(_translate(canonical, entry.value), entry.source + alias_note)
+        found[canonical] = _Entry(
+            _translate(canonical, entry.value), entry.source + alias_note, entry.node
+        )
     return _Canonical(found, compound)
 
 
@@ -387,6 +422,9 @@ def _explain(error: ValidationError, entries: Mapping[str, _Entry], path: Path |
     for fault in error.errors():
         name = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
         name = next((key for key in entries if name.startswith(key)), name)
+        if name == "data" and len(fault["loc"]) > 2:
+            lines.append(_explain_data(fault, entries[name]))
+            continue
         if fault["type"] == "missing":
             lines.append(
                 f'{path or "command line"}: "{name}" is not set. '
@@ -401,6 +439,40 @@ def _explain(error: ValidationError, entries: Mapping[str, _Entry], path: Path |
     return "\n".join(dict.fromkeys(lines))
 
 
+def _explain_data(fault: Any, entry: _Entry) -> str:
+    """A fault within one entry of `data`: `loc` is (data, index, shape, key …)."""
+    _, index, _, *inside = fault["loc"]
+    place = _place_within(entry, (index, *inside))
+    name = f"data[{index}]" + "".join(f".{key}" for key in inside)
+    if fault["type"] == "extra_forbidden":
+        known = list(DataEntry.model_fields)
+        near = difflib.get_close_matches(str(inside[0]), known, n=1, cutoff=0.5)
+        hint = f' Did you mean "{near[0]}"?' if near else ""
+        return f'{place}: unknown key "{name}".{hint}\n  Known keys: {", ".join(known)}.'
+    if fault["type"] == "missing":
+        return f'{place}: "{name}" is not set.'
+    message = fault["msg"].replace("Input should", "expected to")
+    if not inside:
+        message = "expected a path, or a mapping with `path`"
+    return f"{place}: {name} is {fault['input']!r}; {message}."
+
+
+def _place_within(entry: _Entry, keys: tuple[Any, ...]) -> str:
+    """The place of an entry's value under `keys`, or as near to it as it is known."""
+    node, line = entry.node, None
+    for key in keys:
+        if isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            for key_node, inner in node.value:
+                if key_node.value == key:
+                    node, line = inner, key_node.start_mark.line + 1
+                    break
+    file, separator, _ = entry.source.partition(" line ")
+    return entry.source if line is None or not separator else f"{file} line {line}"
+
+
 def _with_resolved_paths(config: Config, path: Path | None) -> Config:
     """Local paths made absolute: beside the YAML first, then in the working directory."""
     beside = ((path.parent,) if path is not None else ()) + (Path.cwd(),)
@@ -413,10 +485,57 @@ def _with_resolved_paths(config: Config, path: Path | None) -> Config:
     return config.model_copy(
         update={
             "model": absolute(config.model),
-            "data": [absolute(entry) for entry in config.data],
+            "data": _resolve_data(config.data, beside),
             "template": None if config.template is None else absolute(config.template),
             "lora": config.lora.model_copy(
                 update={"start_from": None if start_from is None else absolute(start_from)}
             ),
         }
     )
+
+
+def _resolve_data(data: list[str | DataEntry], beside: tuple[Path, ...]) -> list[str | DataEntry]:
+    """The entries with absolute paths; names in LLaMA-Factory's dataset_info.json made explicit."""
+    resolved: list[str | DataEntry] = []
+    for entry in data:
+        if isinstance(entry, DataEntry):
+            path = _resolve_data_path(entry.path, beside) or entry.path
+            resolved.append(entry.model_copy(update={"path": path}))
+        elif found := _resolve_data_path(entry, beside):
+            resolved.append(found)
+        else:
+            # LLaMA-Factory separates names by commas.
+            parts = [_resolve_data_path(part.strip(), beside) for part in entry.split(",")]
+            names = [part for part in parts if part is not None]
+            resolved += names if len(names) == len(parts) else [entry]
+    return resolved
+
+
+def _resolve_data_path(text: str, beside: tuple[Path, ...]) -> str | None:
+    """What a text in `data` means, if something is there: a path, a glob or a registered name."""
+    if not text:
+        return None
+    if (found := resolve_path(text, *beside)) is not None:
+        return str(found)
+    head, separator, name = text.rpartition(f"{DATASET_INFO}:")
+    if separator:
+        registry = resolve_path(head + DATASET_INFO, *beside)
+        return f"{registry}:{name}" if registry is not None else None
+    if is_glob(text):
+        for folder in beside:
+            if any(glob.iglob(text, root_dir=folder, recursive=True)):
+                return str(folder.resolve() / text)
+        return None
+    for folder in (place for near in beside for place in (near, near / "data")):
+        if _is_registered(folder / DATASET_INFO, text):
+            return f"{(folder / DATASET_INFO).resolve()}:{text}"
+    return None
+
+
+def _is_registered(registry: Path, name: str) -> bool:
+    """Whether a dataset_info.json has the name; its faults are told when it is read."""
+    try:
+        found = json.loads(registry.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and name in found

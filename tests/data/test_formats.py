@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from myna.data.formats import read_conversations
+from myna.data.sources import Source
 from myna.errors import DataError
 
+NAN = float("nan")
 Write = Callable[[str, str | bytes], Path]
 
 
@@ -275,7 +277,7 @@ def test_broken_json_and_bad_rows_are_one_error(write: Write) -> None:
 
 def test_empty_list(write: Write) -> None:
     assert refusal(write("a.json", "[ ]")) == (
-        "a.json holds no rows (an empty list); expected at least one.\n  Training has not started."
+        "a.json holds no rows; expected at least one.\n  Training has not started."
     )
 
 
@@ -286,3 +288,39 @@ def test_the_reference_data(write: Write) -> None:
     rows = read_conversations([path])
     assert len(rows.conversations) == 3729
     assert rows.content_hash == "1bbe8b09857274adc58186919622554df7f71dcee8655537f6a8b80993d6e6f3"
+
+
+def test_bad_rows_are_skipped_where_that_is_asked_for(write: Write) -> None:
+    good = {"instruction": "a", "output": "b"}
+    path = write(
+        "a.jsonl",
+        lines(good, {"instruction": "a", "output": 1}) + "\n{oops\n" + lines(good, {"x": NAN}),
+    )
+    rows = read_conversations([path], "skip")
+    assert [conversation.place.line for conversation in rows.conversations] == [1, 4]
+    assert rows.refused == {"json": 1, "not_a_number": 1, "type": 1}
+    note = "1 bad row skipped (json), the first: a.jsonl line 3, column 2: broken JSON: "
+    assert any(said.startswith(note) for said in rows.notes)
+    assert refusal(path).count("a.jsonl line") == 3
+
+
+def test_the_number_of_rows_is_that_of_the_entry(write: Write) -> None:
+    row = {"instruction": "a", "output": "b"}
+    paths = [write(name, lines(*[row] * 3)) for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    sources = [Source(path, rows=4, entry=0) for path in paths[:2]] + [Source(paths[2], entry=1)]
+    places = [
+        (conversation.place.file.name, conversation.place.line)
+        for conversation in read_conversations(sources).conversations
+    ]
+    assert places == [
+        *(("a.jsonl", line) for line in (1, 2, 3)),
+        ("b.jsonl", 1),
+        *(("c.jsonl", line) for line in (1, 2, 3)),
+    ]
+
+
+def test_how_a_file_is_read_is_said(write: Write) -> None:
+    path = write("a.csv", "instruction;output\na;b\n")
+    notes = read_conversations([path]).notes
+    assert notes[0] == "a.csv: CSV divided by a semicolon, columns instruction, output"
+    assert notes[1].startswith("a.csv: 1 rows of instruction/input/output")

@@ -94,9 +94,7 @@ def test_empty_files(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(DataError) as refused:
         read_questions(path)
-    assert str(refused.value) == (
-        "questions.json holds no rows (an empty list); expected at least one."
-    )
+    assert str(refused.value) == ("questions.json holds no rows; expected at least one.")
     path.write_text("")
     with pytest.raises(DataError) as refused:
         read_questions(path)

@@ -33,8 +33,9 @@ from myna.cli.terminal import console as terminal
 from myna.config import LoraConfig, TrainConfig
 from myna.config_file import ResolvedConfig
 from myna.data.held_out import split_held_out
-from myna.data.loader import rows_of_steps, steps_per_epoch
+from myna.data.loader import Draws, rows_of_steps, steps_per_epoch
 from myna.data.preview import preview
+from myna.data.sources import source_name
 from myna.device import choose_compute, failing_allocations
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError
@@ -114,7 +115,8 @@ def run(
 def _output(resolved: ResolvedConfig) -> Path:
     if resolved.config.output is not None:
         return Path(resolved.config.output).expanduser().absolute()
-    return (RUNS / (resolved.path or Path(resolved.config.data[0])).stem).absolute()
+    name = resolved.path.stem if resolved.path else source_name(resolved.config.data[0])
+    return (RUNS / name).absolute()
 
 
 def _short(path: Path) -> str:
@@ -134,10 +136,10 @@ def _train(
     writes = group.writes(on_each_node=config.train.save_on_each_node)
 
     check_init(config.lora.init, config.lora.rank)
-    prepared = prepare_rows(config, trust_remote_code=trust_remote_code)
+    prepared = prepare_rows(config, trust_remote_code=trust_remote_code, console=console)
     if directory.data.exists():
         check_same_data(directory, prepared.hashes)
-    console.print(preview(prepared.dataset))
+    console.print(preview(prepared.dataset, max_length=prepared.encoder.max_length))
     train_rows, held_out_rows = split_held_out(
         prepared.dataset.examples, config.held_out, config.train.seed
     )
@@ -171,7 +173,8 @@ def _train(
             "5, and they cannot be compiled.\n  Use compile: false."
         )
     settings = _fit_settings(config.train)
-    total_steps = settings.total_steps(len(train_rows))
+    draws = Draws.of(train_rows)
+    total_steps = settings.total_steps(draws.num_rows)
 
     notes = [*prepared.loaded.special.notes, *base.notes, *injected.warnings]
     if total_steps < FEW_STEPS:
@@ -184,7 +187,7 @@ def _train(
         console.print(f"[yellow]note:[/] {note}")
     console.print(
         f"{total_steps:,} steps of {settings.batch_size} rows "
-        f"({steps_per_epoch(len(train_rows), settings.batch_size):,} per epoch), "
+        f"({steps_per_epoch(draws.num_rows, settings.batch_size):,} per epoch), "
         f"{len(train_rows):,} rows train, "
         f"{len(held_out_rows):,} held out{'' if held_out_rows else ' (held_out: 0)'}"
     )
@@ -204,7 +207,7 @@ def _train(
     measures = not group.agrees(len(plans), device) or not plans
     if measures:
         rows_by_step = rows_of_steps(
-            len(train_rows),
+            draws,
             settings.batch_size,
             seed=settings.seed,
             first_step=1,

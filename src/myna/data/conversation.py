@@ -14,15 +14,19 @@ ROLES: tuple[str, ...] = get_args(Role)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands, as a person finds it: file, line and number of the row, from 1."""
+    """Where a row stands, as a person finds it: file, line and number of the row, from 1.
+
+    `line` is 0 in files that have no lines (Parquet, Arrow).
+    """
 
     file: Path
     line: int
     row: int
 
     def __str__(self) -> str:
-        """`train.jsonl line 418`."""
-        return f"{self.file.name} line {self.line}"
+        """`train.jsonl line 418`, `train.parquet row 418`."""
+        where = f"line {self.line}" if self.line else f"row {self.row}"
+        return f"{self.file.name} {where}"
 
 
 @dataclass(frozen=True, slots=True)

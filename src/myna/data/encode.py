@@ -10,28 +10,27 @@ which an answer becomes labels:
     completion      the template over the messages with the answer, less the prompt text, up to and
                     including the first stop token.
 
-Also here: what is refused, over-long rows, and the accounting of rows. Knows no files and no
-models; templates are `templates.py`, batches `loader.py`.
+Also here: what is refused, and over-long rows. What became of all rows is counted in `dataset.py`;
+templates are `templates.py`, batches `loader.py`. Knows no files and no models.
 """
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from myna.data.conversation import Conversation, Message, Place
-from myna.data.faults import Fault, raise_faults
-from myna.data.formats import Rows
+from myna.data.faults import Fault
+from myna.data.store import Example
 from myna.data.templates import ChatTemplate, TemplateError
 from myna.errors import ConfigError, DataError
 
 OverLength = Literal["error", "drop", "truncate_prompt"]
 ControlTokens = Literal["error", "allow"]
 
-_BATCH = 512
-"""Conversations tokenized by one call: enough to keep a fast tokenizer's threads busy."""
+Ids = Callable[[Sequence[str]], list[list[int]]]
+"""Texts to token ids, without added special tokens."""
 
 _MIN_KEPT = 32
 """Characters of a user text that shortening leaves at least; less is no question any more."""
@@ -54,21 +53,6 @@ class Prompt:
     ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One trained answer: context without labels, then a completion of which every id is one."""
-
-    prompt_text: str
-    completion_text: str
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    place: Place
-    turn: int
-    """Number of the answer in its row, counted from 1."""
-    truncated: str | None = None
-    """What was taken out of the prompt to fit `max_length`: `turns_dropped`, `text_shortened`."""
-
-
 class RowRefused(DataError):
     """A row that cannot be trained on; `reason` is a word for the accounting."""
 
@@ -85,57 +69,22 @@ class RowRefused(DataError):
         self.reason = reason
         self.fault = Fault(kind or reason, place, finding, mend)
         self.length = length
-        """Tokens of the refused row, where its length is the reason."""
+        """Tokens of the longest answer with its context, where the row's length is the reason."""
+        self.tokens = length
+        """Tokens of all its answers, each with its context, then too."""
         super().__init__(str(self.fault))
 
 
-@dataclass(frozen=True)
-class Accounting:
-    """What became of every row: rows_in = trained + refused + truncated."""
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """The examples of a row, and how long it was before anything was taken out of it."""
 
-    rows_in: int
-    trained: int
-    """Rows trained whole."""
-    refused: Mapping[str, int]
-    """Rows not trained, by reason."""
-    truncated: Mapping[str, int]
-    """Rows trained with a shortened prompt, by what was taken out."""
+    examples: list[tuple[Example, str | None]]
+    """Each with a remark for the notes: what was done to its text beyond the template."""
+    length: int
+    """Tokens of the longest answer with its context."""
     tokens: int
-    """Token positions of all examples, prompts and completions."""
-    trained_tokens: int
-    """Those with a label."""
-
-    def __post_init__(self) -> None:
-        """Refuse an account that does not add up."""
-        total = self.trained + sum(self.refused.values()) + sum(self.truncated.values())
-        assert self.rows_in == total, f"{self.rows_in} rows came in and {total} are accounted for"
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, as `myna data --json` and data.json have them."""
-        return {
-            "rows_in": self.rows_in,
-            "trained": self.trained,
-            "refused": dict(self.refused),
-            "truncated": dict(self.truncated),
-            "tokens": self.tokens,
-            "trained_tokens": self.trained_tokens,
-        }
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Everything a run trains on."""
-
-    examples: list[Example]
-    accounting: Accounting
-    notes: tuple[str, ...]
-    """What a person should know before step 1, one line each."""
-    content_hash: str
-    """sha256 of the data files."""
-    template: ChatTemplate
-    """The template to save and serve with: the encoder's, its thinking switch set as trained."""
-    tokenizer: Any
-    """The tokenizer of the ids, to show where tokens begin."""
+    """Tokens of all answers, each with its context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +112,7 @@ class Encoder:
         system: put in front of conversations and prompts without a system message of their own.
         max_length: longest example in tokens, prompt and completion; None: no limit.
         over_length: what happens to longer ones.
+        limit_is_models: `max_length` is the most that the model was made for, not what a user set.
         control_tokens: what happens to a text that spells one of the tokenizer's control tokens.
 
     Raises:
@@ -179,6 +129,7 @@ class Encoder:
         max_length: int | None = None,
         over_length: OverLength = "error",
         control_tokens: ControlTokens = "error",
+        limit_is_models: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
@@ -187,6 +138,7 @@ class Encoder:
         self.system = system if system and system.strip() else None
         self.max_length = max_length
         self.over_length = over_length
+        self.limit_is_models = limit_is_models
         self.control_tokens = control_tokens
         self.notes = list(template.notes)
         self._renderers = {on: template.with_thinking(on) for on in (False, True)}
@@ -227,15 +179,20 @@ class Encoder:
         Raises:
             RowRefused: the row cannot be trained on as it is.
         """
-        (outcome,) = self._encode_batch([conversation])
+        (outcome,) = self.encode_batch([conversation])
         if isinstance(outcome, RowRefused):
             raise outcome
-        return [example for example, _ in outcome]
+        return [example for example, _ in outcome.examples]
 
-    def _encode_batch(
-        self, conversations: Sequence[Conversation]
-    ) -> list[list[tuple[Example, str | None]] | RowRefused]:
-        """Per conversation its examples, each with a remark for the notes, or why it is refused."""
+    def encode_batch(
+        self, conversations: Sequence[Conversation], ids: Ids | None = None
+    ) -> list[EncodedRow | RowRefused]:
+        """Per conversation its examples, or why it is refused.
+
+        Args:
+            conversations: any number; all their texts are tokenized by one call.
+            ids: texts to their ids, to be used in place of the tokenizer itself.
+        """
         rows: list[list[_Turn] | RowRefused] = []
         for conversation in conversations:
             try:
@@ -243,20 +200,35 @@ class Encoder:
             except RowRefused as refusal:
                 rows.append(refusal)
         turns = [turn for row in rows if isinstance(row, list) for turn in row]
-        prompt_ids = iter(self._ids([turn.prompt_text for turn in turns]))
-        whole_ids = iter(self._ids([turn.prompt_text + turn.completion_text for turn in turns]))
-        outcomes: list[list[tuple[Example, str | None]] | RowRefused] = []
+        prompts = [turn.prompt_text for turn in turns]
+        wholes = [turn.prompt_text + turn.completion_text for turn in turns]
+        all_ids = (ids or self._ids)([*prompts, *wholes])
+        prompt_ids, whole_ids = iter(all_ids[: len(turns)]), iter(all_ids[len(turns) :])
+        outcomes: list[EncodedRow | RowRefused] = []
         for row in rows:
             if isinstance(row, RowRefused):
                 outcomes.append(row)
                 continue
             # Taken for all turns before any can be refused: the iterators stay in step.
             encoded = [(turn, next(prompt_ids), next(whole_ids)) for turn in row]
-            try:
-                outcomes.append([(self._fit(turn, *ids), turn.remark) for turn, *ids in encoded])
-            except RowRefused as refusal:
-                outcomes.append(refusal)
+            outcomes.append(self._row(encoded))
         return outcomes
+
+    def _row(
+        self, encoded: Sequence[tuple[_Turn, list[int], list[int]]]
+    ) -> EncodedRow | RowRefused:
+        """One conversation, from its turns with the ids of prompt and whole."""
+        try:
+            made = [(turn, self._example(turn, *ids)) for turn, *ids in encoded]
+        except RowRefused as refusal:
+            return refusal
+        lengths = [len(example.prompt_ids) + len(example.completion_ids) for _, example in made]
+        try:
+            fitting = [(self._fit(turn, example), turn.remark) for turn, example in made]
+        except RowRefused as refusal:
+            refusal.length, refusal.tokens = max(lengths), sum(lengths)
+            return refusal
+        return EncodedRow(fitting, max(lengths), sum(lengths))
 
     def _turns(self, conversation: Conversation) -> Iterator[_Turn]:
         if found := self._find_control_token(conversation.messages, conversation.tools):
@@ -352,9 +324,8 @@ class Encoder:
             f'the chat template ends an answer with no stop token; "{eos}" was appended'
         )
 
-    def _fit(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> Example:
+    def _fit(self, turn: _Turn, example: Example) -> Example:
         """The example of a turn, shortened if it must and may be."""
-        example = self._example(turn, prompt_ids, whole_ids)
         length = len(example.prompt_ids) + len(example.completion_ids)
         if self.max_length is None or length <= self.max_length:
             return example
@@ -559,11 +530,11 @@ class Encoder:
                 "training and chat go without"
             )
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
         encoded = self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
         )
         ids: list[list[int]] = encoded["input_ids"]
         return ids
@@ -573,101 +544,6 @@ class Encoder:
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return text
-
-
-def encode_dataset(encoder: Encoder, rows: Rows) -> Dataset:
-    """Encode all rows and account for each.
-
-    Raises:
-        DataError: all refused rows at once, unless their length is the reason and `over_length`
-            allows to drop them; or no row is left.
-    """
-    examples: list[Example] = []
-    faults: list[Fault] = []
-    longest = 0
-    refused: Counter[str] = Counter()
-    truncated: Counter[str] = Counter()
-    remarks: Counter[str] = Counter()
-    trained = 0
-    conversations = rows.conversations
-    for start in range(0, len(conversations), _BATCH):
-        for outcome in encoder._encode_batch(conversations[start : start + _BATCH]):
-            if isinstance(outcome, RowRefused):
-                longest = max(longest, outcome.length)
-                if outcome.reason == "over_length" and encoder.over_length != "error":
-                    refused[outcome.reason] += 1
-                else:
-                    faults.append(outcome.fault)
-                continue
-            kinds = {example.truncated for example, _ in outcome} - {None}
-            if kinds:
-                truncated["text_shortened" if "text_shortened" in kinds else "turns_dropped"] += 1
-            else:
-                trained += 1
-            examples.extend(example for example, _ in outcome)
-            remarks.update(remark for _, remark in outcome if remark)
-    mend = (
-        f"The longest has {longest} tokens: set max_length to {longest}, or over_length to drop "
-        "or truncate_prompt."
-    )
-    raise_faults(
-        [replace(fault, mend=mend) if fault.kind == "over_length" else fault for fault in faults]
-    )
-    if not examples:
-        raise DataError(
-            f"No row is left to train on: all {len(conversations)} are longer than max_length "
-            f"({encoder.max_length}); the longest has {longest} tokens.\n"
-            "  Raise max_length. Training has not started."
-        )
-    accounting = Accounting(
-        len(conversations),
-        trained,
-        dict(refused),
-        dict(truncated),
-        sum(len(example.prompt_ids) + len(example.completion_ids) for example in examples),
-        sum(len(example.completion_ids) for example in examples),
-    )
-    thinking = any(
-        message.reasoning is not None and message.trained
-        for conversation in conversations
-        for message in conversation.messages
-    )
-    template = encoder.template.with_thinking(True) if thinking else encoder.template
-    notes = [*rows.notes, *encoder.notes]
-    notes += [f"{remark} ({count:,} answers)" for remark, count in remarks.items()]
-    notes += _dataset_notes(encoder, conversations, examples, thinking)
-    return Dataset(
-        examples, accounting, tuple(notes), rows.content_hash, template, encoder.tokenizer
-    )
-
-
-def _dataset_notes(
-    encoder: Encoder,
-    conversations: Sequence[Conversation],
-    examples: Sequence[Example],
-    thinking: bool,
-) -> Iterator[str]:
-    if encoder.template.has_thinking_switch:
-        yield (
-            "answers with reasoning are trained with thinking on, others with it off; chat thinks"
-            if thinking
-            else "no row has reasoning: trained with thinking off, and served so"
-        )
-    own = sum(conversation.messages[0].role == "system" for conversation in conversations)
-    if encoder.system and own:
-        yield f"{own:,} rows have a system message of their own and keep it in place of `system`"
-    pairs = {(example.prompt_ids, example.completion_ids) for example in examples}
-    if repeated := len(examples) - len(pairs):
-        yield f"{repeated:,} of {len(examples):,} examples repeat another exactly, and are kept"
-    unknown = encoder.tokenizer.unk_token_id
-    if unknown is not None and unknown not in encoder.stop_ids:
-        spelt = encoder.tokenizer.unk_token
-        lossy = sum(
-            unknown in example.completion_ids and spelt not in example.completion_text
-            for example in examples
-        )
-        if lossy:
-            yield f'{lossy:,} answers have characters the tokenizer lacks; "{spelt}" is trained'
 
 
 def _rejoin_system(

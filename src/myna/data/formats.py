@@ -8,15 +8,16 @@ tokens, templates and lengths need a tokenizer and are left to `encode.py`.
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from myna.data.conversation import ROLES, Conversation, Message, Role
-from myna.data.faults import Fault, raise_faults
-from myna.data.files import BadRow, Record, content_hash, describe, read_file
-from myna.errors import DataError
+from myna.data.faults import Fault, Faults, OnBadRow
+from myna.data.files import BadRow, Record, content_hash, content_sha256, describe, look_at
+from myna.data.sources import Source
+from myna.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Rows:
     """One line per file that says how its fields are understood, and what is not used."""
     content_hash: str
     """sha256 of the bytes read."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Rows that were skipped, by reason."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +62,27 @@ class Unfit(Exception):
         self.kind, self.finding, self.mend = kind, finding, mend
 
 
-def read_conversations(paths: Sequence[Path]) -> Rows:
+def read_conversations(sources: Sequence[Path | Source], on_bad_row: OnBadRow = "stop") -> Rows:
     """Read all files and map every row to a conversation that has an answer to train on.
 
     Raises:
-        DataError: files that cannot be read, or all rows that do not fit, listed at once.
+        DataError: files that cannot be read, or all rows that do not fit, listed at once; with
+            `skip`, such rows are left out and counted.
     """
-    files = [read_file(path) for path in paths]
     conversations: list[Conversation] = []
     notes: list[str] = []
-    faults: list[Fault] = []
-    for file in files:
-        records: list[Record] = []
-        for row in file.records():
-            if isinstance(row, BadRow):
-                faults.append(row.fault)
-            else:
-                records.append(row)
-        if not records and not faults:
-            raise DataError(
-                f"{file.path.name} holds no rows (an empty list); expected at least one.\n"
-                "  Training has not started."
+    digests: list[str] = []
+    faults = Faults(on_bad_row)
+    taken: Counter[int] = Counter()  # rows of each entry of `data`
+    for number, item in enumerate(sources):
+        source = item if isinstance(item, Source) else Source(item, entry=number)
+        if source.columns:
+            raise ConfigError(
+                f"{source.path}: columns are not read yet; expected the usual names.\n"
+                "  Rename the columns in the file."
             )
+        digests.append(content_sha256(source.path))
+        records = _read_records(source, faults, taken, notes)
         if not records:
             continue
         form = recognise(records)
@@ -90,18 +92,44 @@ def read_conversations(paths: Sequence[Path]) -> Rows:
             try:
                 parsed = convert(record.value, form)
             except Unfit as error:
-                faults.append(Fault(error.kind, record.place, error.finding, error.mend))
+                faults.add(Fault(error.kind, record.place, error.finding, error.mend))
                 continue
             conversations.append(Conversation(tuple(parsed.messages), record.place, parsed.tools))
             unused.update(key for key in record.value if key not in form.required + form.optional)
             remarks.update(parsed.remarks)
-        notes.append(f"{file.path.name}: {len(records):,} rows of {form.name}: {form.mapping}")
-        notes.extend(f"{file.path.name}: {text} ({n:,} rows)" for text, n in remarks.items())
+        name = source.path.name
+        notes.append(f"{name}: {len(records):,} rows of {form.name}: {form.mapping}")
+        notes.extend(f"{name}: {text} ({n:,} rows)" for text, n in remarks.items())
         if unused:
             listed = ", ".join(f"{key} ({rows:,} rows)" for key, rows in unused.items())
-            notes.append(f"{file.path.name}: fields that are not used: {listed}")
-    raise_faults(faults)
-    return Rows(tuple(conversations), tuple(notes), content_hash(files))
+            notes.append(f"{name}: fields that are not used: {listed}")
+    faults.raise_listed()
+    notes += faults.notes()
+    return Rows(tuple(conversations), tuple(notes), content_hash(digests), faults.skipped)
+
+
+def _read_records(
+    source: Source, faults: Faults, taken: Counter[int], notes: list[str]
+) -> list[Record]:
+    """The rows of one file that can be used, up to the number that its entry takes."""
+    file = look_at(source.path)
+    if file.note:
+        notes.append(f"{source.path.name}: {file.note}")
+    records: list[Record] = []
+    before = taken[source.entry]
+    for row in (row for chunk in file.chunks() for row in chunk.records()):
+        if taken[source.entry] == source.rows:
+            break
+        taken[source.entry] += 1
+        if isinstance(row, BadRow):
+            faults.add(row.fault)
+        else:
+            records.append(row)
+    if taken[source.entry] == before and before != source.rows:
+        raise DataError(
+            f"{source.path.name} holds no rows; expected at least one.\n  Training has not started."
+        )
+    return records
 
 
 def recognise(records: Sequence[Record]) -> Format:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from myna.data.encode import Example
+from myna.data.store import Example
 from myna.data.tree import count_tokens, sorted_prefixes, token_tree
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from myna.data.conversation import Message, Place
 from myna.data.faults import SCREENFUL, Fault
-from myna.data.files import BadRow, Record, read_file
+from myna.data.files import BadRow, Record, read_records
 
 # A row that makes no conversation; `convert` leaves listing them to whoever reads the file.
 from myna.data.formats import Unfit as Unfit
@@ -35,17 +35,17 @@ class Question:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a JSON or JSONL file, in order.
+    """The questions of a data file, in order.
 
     Rows are `instruction`/`input`, `inputs` or `messages`, as for training; `messages` are taken
     up to the last of the user. Raises DataError listing all rows that do not fit.
     """
     try:
-        rows = list(read_file(path).records())
+        rows = list(read_records([path]))
         faults = [row.fault for row in rows if isinstance(row, BadRow)]
         cut = [_without_answer(row) for row in rows if isinstance(row, Record)]
         if not rows:
-            raise DataError(f"{path.name} holds no rows (an empty list); expected at least one.")
+            raise DataError(f"{path.name} holds no rows; expected at least one.")
         questions = _convert(cut, faults) if cut else []
     except DataError as error:
         raise DataError(_about_generating(str(error))) from None

@@ -22,9 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
 from myna.data.loader import Batch, padded_batches
 from myna.data.packing import Pack, filled, pack_step, packed_tokens
+from myna.data.store import Example
 from myna.models.last_layer import shorten_last_layer
 from myna.models.packed import check_packing, longrope_boundary, packed_attention
 from myna.ops.attention import TreeLayout, tree_layout

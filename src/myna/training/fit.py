@@ -17,8 +17,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from myna.data.encode import Example
-from myna.data.loader import num_steps, num_targets, rows_of_steps, steps_per_epoch
+from myna.data.loader import Draws, num_steps, num_targets, rows_of_steps, steps_per_epoch
+from myna.data.store import Example, Examples
 from myna.device import free_unused_memory, peak_memory_bytes
 from myna.distributed.group import ALONE, Group
 from myna.errors import Interrupted, NonFiniteError, OutOfMemoryError
@@ -60,11 +60,11 @@ class FitSettings:
     keep_best: bool = False
 
     def total_steps(self, num_rows: int) -> int:
-        """Optimizer steps of the run on `num_rows` rows."""
+        """Optimizer steps of the run, with `num_rows` rows in an epoch."""
         return num_steps(num_rows, self.batch_size, self.epochs, self.max_steps)
 
     def learning_rates(self, num_rows: int) -> Schedule:
-        """The learning rate of every step of the run on `num_rows` rows."""
+        """The learning rate of every step of that run."""
         total = self.total_steps(num_rows)
         warmup = self.warmup_steps
         if warmup is None:
@@ -114,7 +114,9 @@ def fit(
     checkpoint, the first when there is no smaller plan, the other when `stop_requested` turns true,
     and StorageError where a checkpoint cannot be written.
     """
-    rates = settings.learning_rates(len(train_rows))
+    train_rows, held_out_rows = Examples.of(train_rows), Examples.of(held_out_rows)
+    draws = Draws.of(train_rows)
+    rates = settings.learning_rates(draws.num_rows)
     optimizer = adamw(model, weight_decay=settings.weight_decay)
     parameters = list(trainable(model).values())
     state = State(0)
@@ -162,7 +164,7 @@ def fit(
         events.emit("warning", step=step, message=message)
 
     steps = rows_of_steps(
-        len(train_rows),
+        draws,
         settings.batch_size,
         seed=settings.seed,
         first_step=state.step + 1,
@@ -245,7 +247,7 @@ def fit(
             )
             is_last = step == rates.total_steps
             state = replace(state, step=step, loss_scaling=scaler.state_dict())
-            if held_out_rows and (is_last or _is_due(step, settings, len(train_rows))):
+            if held_out_rows and (is_last or _is_due(step, settings, draws.num_rows)):
                 memory.begin(step, "eval")
                 while True:  # until the evaluation fits into memory
                     shortage = Shortage()
