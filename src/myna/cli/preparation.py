@@ -40,7 +40,7 @@ def prepare_rows(config: Config, *, trust_remote_code: bool) -> Prepared:
 
     Raises DataError with every bad row before anything else is loaded.
     """
-    rows = read_conversations([Path(name) for name in config.data])
+    rows = read_conversations([Path(name) for name in config.data], config.columns)
     loaded = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     template = choose_template(loaded.tokenizer, loaded.model_type, override=config.template)
     model_config = load_config(config.model, trust_remote_code=trust_remote_code)
@@ -52,5 +52,6 @@ def prepare_rows(config: Config, *, trust_remote_code: bool) -> Prepared:
         max_length=config.train.max_length or context_length(model_config),
         over_length=config.train.over_length,
         control_tokens=config.train.control_tokens,
+        train_on=config.train.train_on,
     )
     return Prepared(encode_dataset(encoder, rows), loaded, encoder)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from myna.data.conversation import Conversation, Message, Place
+from myna.data.conversation import Conversation, Message, Place, ToolCall
 from myna.data.faults import Fault, raise_faults
 from myna.data.formats import Rows
 from myna.data.templates import ChatTemplate, TemplateError
@@ -29,6 +29,7 @@ from myna.errors import ConfigError, DataError
 
 OverLength = Literal["error", "drop", "truncate_prompt"]
 ControlTokens = Literal["error", "allow"]
+TrainOn = Literal["assistant", "last"]
 
 _BATCH = 512
 """Conversations tokenized by one call: enough to keep a fast tokenizer's threads busy."""
@@ -67,6 +68,8 @@ class Example:
     """Number of the answer in its row, counted from 1."""
     truncated: str | None = None
     """What was taken out of the prompt to fit `max_length`: `turns_dropped`, `text_shortened`."""
+    weight: float = 1.0
+    """What each trained token counts in the loss."""
 
 
 class RowRefused(DataError):
@@ -153,6 +156,14 @@ class _Turn:
     """What was done to the text beyond the template, for the notes."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A plain text, before tokenization."""
+
+    text: str
+    place: Place
+
+
 class Encoder:
     """Renders and tokenizes conversations with one tokenizer and one template.
 
@@ -164,6 +175,7 @@ class Encoder:
         max_length: longest example in tokens, prompt and completion; None: no limit.
         over_length: what happens to longer ones.
         control_tokens: what happens to a text that spells one of the tokenizer's control tokens.
+        train_on: every answer that no flag of its row makes context, or only a row's last.
 
     Raises:
         ConfigError: tokenizer and template cannot give an answer that ends.
@@ -179,6 +191,7 @@ class Encoder:
         max_length: int | None = None,
         over_length: OverLength = "error",
         control_tokens: ControlTokens = "error",
+        train_on: TrainOn = "assistant",
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
@@ -188,7 +201,10 @@ class Encoder:
         self.max_length = max_length
         self.over_length = over_length
         self.control_tokens = control_tokens
+        self.train_on = train_on
         self.notes = list(template.notes)
+        if train_on == "last":
+            self.notes.append("train_on is last: earlier answers of a conversation are context")
         self._renderers = {on: template.with_thinking(on) for on in (False, True)}
         self._control = _control_pattern(tokenizer, template)
         if self.system:
@@ -236,19 +252,27 @@ class Encoder:
         self, conversations: Sequence[Conversation]
     ) -> list[list[tuple[Example, str | None]] | RowRefused]:
         """Per conversation its examples, each with a remark for the notes, or why it is refused."""
-        rows: list[list[_Turn] | RowRefused] = []
+        rows: list[list[_Turn] | _Text | RowRefused] = []
         for conversation in conversations:
             try:
-                rows.append(list(self._turns(conversation)))
+                rows.append(
+                    list(self._turns(conversation))
+                    if conversation.text is None
+                    else self._text(conversation.text, conversation.place)
+                )
             except RowRefused as refusal:
                 rows.append(refusal)
         turns = [turn for row in rows if isinstance(row, list) for turn in row]
         prompt_ids = iter(self._ids([turn.prompt_text for turn in turns]))
         whole_ids = iter(self._ids([turn.prompt_text + turn.completion_text for turn in turns]))
+        text_ids = iter(self._ids([row.text for row in rows if isinstance(row, _Text)]))
         outcomes: list[list[tuple[Example, str | None]] | RowRefused] = []
         for row in rows:
             if isinstance(row, RowRefused):
                 outcomes.append(row)
+                continue
+            if isinstance(row, _Text):
+                outcomes.append(self._encode_text(row, next(text_ids)))
                 continue
             # Taken for all turns before any can be refused: the iterators stay in step.
             encoded = [(turn, next(prompt_ids), next(whole_ids)) for turn in row]
@@ -263,13 +287,20 @@ class Encoder:
             kind, finding, mend = found
             raise RowRefused("control_token", conversation.place, finding, mend, kind=kind)
         messages = self._with_system(conversation.messages)
-        number, found_any = 0, False
-        for index, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            number += 1
-            if message.trained:
+        answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
+        found_any = False
+        for number, index in enumerate(answers, start=1):
+            message = messages[index]
+            if message.trained and (self.train_on == "assistant" or index == answers[-1]):
                 found_any = True
+                if not index:
+                    raise RowRefused(
+                        "nothing_before",
+                        conversation.place,
+                        "the first message is an answer that is to be trained, and nothing stands "
+                        "before it.",
+                        "Put a system or user message before it, or take its flag away.",
+                    )
                 yield self._turn(
                     messages[:index], message, conversation.tools, conversation.place, number
                 )
@@ -302,8 +333,8 @@ class Encoder:
                 f"the chat template does not accept the messages: {error}",
                 kind=f"template:{error}",
             ) from error
-        for message in (before[0], before[-1]):
-            if message.role in ("system", "user") and message.content.strip() not in prompt:
+        for message in (before[0], *_since_question(before)):
+            if message.role != "assistant" and not _is_written(message.content, prompt):
                 raise RowRefused(
                     "text_dropped",
                     place,
@@ -311,6 +342,7 @@ class Encoder:
                     f"It is {_excerpt(message.content)}; the prompt is {_excerpt(prompt)}",
                     kind=f"text_dropped:{message.role}",
                 )
+            _check_calls(message.tool_calls, prompt, place)
         if tools and not _mentions_tools(template):
             raise RowRefused(
                 "tools_dropped",
@@ -330,6 +362,10 @@ class Encoder:
             completion = whole[len(prompt) :]
         else:
             completion, remark = _join_thinking(prompt, whole, answer, place)
+        _check_calls(answer.tool_calls, completion, place)
+        calls = "".join(_as_json(call.arguments) for call in answer.tool_calls)
+        if self._stop and (found := self._stop.search(calls)):
+            raise _stop_in("tool call", found.group(), place)
         for name, text in (("answer", answer.content), ("reasoning", answer.reasoning or "")):
             if text.strip() not in completion:
                 raise RowRefused(
@@ -339,18 +375,56 @@ class Encoder:
                     f"It is {_excerpt(text)}; the template makes of it {_excerpt(completion)}",
                 )
             if self._stop and (found := self._stop.search(text)):
-                raise RowRefused(
-                    "stop_in_answer",
-                    place,
-                    f'the {name} contains the stop token "{found.group()}", where it would be cut.',
-                    "Remove it from the text.",
-                )
+                raise _stop_in(name, found.group(), place)
         if self._stop and (stop := self._stop.search(completion)):
             return completion[: stop.end()], remark
         eos = self.tokenizer.eos_token
         return completion + eos, (
             f'the chat template ends an answer with no stop token; "{eos}" was appended'
         )
+
+    def _text(self, text: str, place: Place) -> _Text:
+        if found := self._control_token_in("the text", text):
+            kind, finding, mend = found
+            raise RowRefused("control_token", place, finding, mend, kind=kind)
+        return _Text(text, place)
+
+    def _encode_text(
+        self, row: _Text, ids: list[int]
+    ) -> list[tuple[Example, str | None]] | RowRefused:
+        """A plain text: the start token, where there is one, is its context; then all is trained.
+
+        The text is tokenized alone, as `tokenizer(text)` does, so that its first word gets the
+        space that a sentencepiece tokenizer puts before it.
+        """
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if end not in self._stop_set:
+            end = self.stop_ids[0]
+        start_text = "" if start is None else self.tokenizer.bos_token
+        end_text = self.tokenizer.convert_ids_to_tokens(end)
+        text = row.text
+        # Where control tokens are allowed, a text may have its own.
+        if start is not None and ids[:1] == [start] and text.startswith(start_text):
+            ids, text = ids[1:], text[len(start_text) :]
+        if ids[-1:] != [end]:
+            ids, text = [*ids, end], text + end_text
+        prompt_ids = () if start is None else (start,)
+        length = len(prompt_ids) + len(ids)
+        if self.max_length is not None and length > self.max_length:
+            return RowRefused(
+                "over_length",
+                row.place,
+                f"{length} tokens of plain text, and max_length is {self.max_length}; a text has "
+                "no prompt that could be shortened.",
+                length=length,
+            )
+        remark = f'plain texts are trained whole, from "{start_text}" to "{end_text}"'
+        if start is None:
+            remark = (
+                f'plain texts are trained up to "{end_text}"; there is no start token, so nothing '
+                "predicts their first token"
+            )
+        return [(Example(start_text, text, prompt_ids, tuple(ids), row.place, 1), remark)]
 
     def _fit(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> Example:
         """The example of a turn, shortened if it must and may be."""
@@ -399,6 +473,7 @@ class Encoder:
             tuple(completion_ids),
             turn.place,
             turn.number,
+            weight=turn.answer.weight,
         )
 
     def _encode_alone(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> list[int]:
@@ -436,6 +511,8 @@ class Encoder:
     def _shorten_text(self, turn: _Turn) -> Example | None:
         """Only the last turn, its user text without as much of its middle as it takes."""
         head, turns = _split_turns(turn.before)
+        if not turns:
+            return None
         question, *rest = turns[-1]
         best = None
         low, high = _MIN_KEPT, len(question.content) - len(_GAP) - 1
@@ -480,18 +557,31 @@ class Encoder:
             texts.append((f"the {message.role} text{where}", message.content))
             if message.reasoning is not None:
                 texts.append((f"the reasoning{where}", message.reasoning))
+            texts += [
+                (f"the tool call{where}", _as_json([call.name, call.arguments]))
+                for call in message.tool_calls
+            ]
         if tools:
-            texts.append(("the tools", json.dumps(list(tools), ensure_ascii=False)))
+            texts.append(("the tools", _as_json(list(tools))))
         for name, text in texts:
-            if match := self._control.search(text):
-                token = match.group()
-                return (
-                    f"control_token:{token}:{name.split(' of ')[0]}",
-                    f'{name} contains "{token}" at character {match.start() + 1}, which the '
-                    "tokenizer reads as a control token; expected plain text.",
-                    "Remove or rewrite it, or set control_tokens: allow to have it read so.",
-                )
+            if found := self._control_token_in(name, text):
+                return found
         return None
+
+    def _control_token_in(self, name: str, text: str) -> tuple[str, str, str] | None:
+        """(kind, finding, mend) of the first control token in a text that is called `name`."""
+        if self.control_tokens == "allow" or self._control is None:
+            return None
+        match = self._control.search(text)
+        if match is None:
+            return None
+        token = match.group()
+        return (
+            f"control_token:{token}:{name.split(' of ')[0]}",
+            f'{name} contains "{token}" at character {match.start() + 1}, which the '
+            "tokenizer reads as a control token; expected plain text.",
+            "Remove or rewrite it, or set control_tokens: allow to have it read so.",
+        )
 
     def _check_system(self, system: str) -> None:
         if found := self._find_control_token([Message("system", system)], None):
@@ -653,9 +743,15 @@ def _dataset_notes(
             if thinking
             else "no row has reasoning: trained with thinking off, and served so"
         )
-    own = sum(conversation.messages[0].role == "system" for conversation in conversations)
+    own = sum(
+        conversation.text is None and conversation.messages[0].role == "system"
+        for conversation in conversations
+    )
     if encoder.system and own:
         yield f"{own:,} rows have a system message of their own and keep it in place of `system`"
+    texts = sum(conversation.text is not None for conversation in conversations)
+    if encoder.system and texts:
+        yield f"{texts:,} rows are plain text and get no `system`"
     pairs = {(example.prompt_ids, example.completion_ids) for example in examples}
     if repeated := len(examples) - len(pairs):
         yield f"{repeated:,} of {len(examples):,} examples repeat another exactly, and are kept"
@@ -727,6 +823,45 @@ def _join_thinking(
             f"Prompt: {_excerpt(prompt, tail=True)}",
         )
     return rest, None
+
+
+def _since_question(messages: Sequence[Message]) -> Sequence[Message]:
+    """The last user message and what follows it: calls and results of tools."""
+    users = [at for at, message in enumerate(messages) if message.role == "user"]
+    return messages[users[-1] :] if users else ()
+
+
+def _is_written(text: str, rendered: str) -> bool:
+    """Whether a template has written a text, as it is or as JSON."""
+    text = text.strip()
+    return text in rendered or _as_json(text)[1:-1] in rendered
+
+
+def _check_calls(calls: Sequence[ToolCall], rendered: str, place: Place) -> None:
+    """Refuse a row whose template does not write the calls of tools, in whatever notation."""
+    for call in calls:
+        for what in (call.name, *call.arguments):
+            if not _is_written(what, rendered):
+                raise RowRefused(
+                    "call_dropped",
+                    place,
+                    f"the chat template leaves out the tool call {call.name}.",
+                    "It knows no tool calls: set `template: FILE` to one that writes them. It "
+                    f"makes of it {_excerpt(rendered, tail=True)}",
+                )
+
+
+def _stop_in(name: str, token: str, place: Place) -> RowRefused:
+    return RowRefused(
+        "stop_in_answer",
+        place,
+        f'the {name} contains the stop token "{token}", where it would be cut.',
+        "Remove it from the text.",
+    )
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:

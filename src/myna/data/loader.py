@@ -1,8 +1,8 @@
 """Batches: which rows make a step, and how they are laid out for the model.
 
 Owns the order of rows (a pure function of seed and epoch) and the cut of a step into micro-batches
-of one fixed number of rows, padded on the right. Supervision is a list of (position, target) into
-the flattened batch, so that another layout of the same rows can take this one's place.
+of one fixed number of rows, padded on the right. Supervision is a list of (position, target,
+weight) into the flattened batch, so that another layout of the same rows can take its place.
 """
 
 import math
@@ -30,6 +30,8 @@ class Batch:
     """(S,) int64 into the flattened (B*T): where trained tokens are predicted, one before each."""
     targets: Tensor
     """(S,) int64, the trained tokens."""
+    weights: Tensor
+    """(S,) float32: what each of them counts in the loss."""
     tokens: int
     """Real tokens, padding not counted."""
 
@@ -51,6 +53,7 @@ class Batch:
             self.attention_mask.to(device),
             self.positions.to(device),
             self.targets.to(device),
+            self.weights.to(device),
             self.tokens,
         )
 
@@ -58,6 +61,11 @@ class Batch:
 def num_targets(example: Example) -> int:
     """Trained tokens of a row: its completion, less a first token that nothing predicts."""
     return len(example.completion_ids) - (not example.prompt_ids)
+
+
+def loss_weight(example: Example) -> float:
+    """What a row counts in the loss: its trained tokens, each with the row's weight."""
+    return example.weight * num_targets(example)
 
 
 def steps_per_epoch(num_rows: int, batch_size: int) -> int:
@@ -107,6 +115,7 @@ def _pad(examples: Sequence[Example], rows: tuple[int, ...], pad_id: int) -> Bat
     attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
     positions: list[int] = []
     targets: list[int] = []
+    weights: list[float] = []
     for line, (example, length) in enumerate(zip(chosen, lengths, strict=True)):
         ids = [*example.prompt_ids, *example.completion_ids]
         input_ids[line, :length] = torch.tensor(ids, dtype=torch.int64)
@@ -115,11 +124,13 @@ def _pad(examples: Sequence[Example], rows: tuple[int, ...], pad_id: int) -> Bat
         first = max(len(example.prompt_ids), 1)
         positions.extend(range(line * width + first - 1, line * width + length - 1))
         targets.extend(ids[first:])
+        weights.extend([example.weight] * len(ids[first:]))
     return Batch(
         rows,
         input_ids,
         attention_mask,
         torch.tensor(positions, dtype=torch.int64),
         torch.tensor(targets, dtype=torch.int64),
+        torch.tensor(weights, dtype=torch.float32),
         sum(lengths),
     )
