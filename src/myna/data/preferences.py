@@ -42,7 +42,7 @@ def _prompt(fields: Fields) -> list[Turn]:
         entries = fields.json("messages")
         return as_context(read_turns(entries, fields.name("messages"), fields))
     if has_prompt:
-        return asked(fields)
+        return as_context(asked(fields))
     raise Unfit(
         "no_prompt",
         f"{fields.name('chosen')} is an answer and the row has no prompt; expected a prompt, or a "
