@@ -218,7 +218,7 @@ def test_what_is_read_otherwise_than_written_is_said() -> None:
         "messages": [
             {"role": "developer", "content": "s", "name": None},
             {"role": "user", "content": [{"type": "text", "text": "q"}] * 2, "id": 4},
-            {"role": "model", "content": "", "tool_calls": [{"name": "f", "arguments": {"a": None}}]},
+            {**calling({"name": "f", "arguments": {"a": None}}), "role": "model"},
             {"role": "observation", "content": ""},
             answer(weight=0.5),
             USER,

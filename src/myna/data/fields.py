@@ -60,6 +60,8 @@ class Fields:
     def name(self, role: str) -> str:
         """The column that holds `role` in this row, or the first that might."""
         names = self._columns.get(role, (role,))
+        if len(names) == 1:
+            return names[0]
         found = [name for name in names if not is_blank(self.row.get(name))]
         if len(found) > 1:
             raise Unfit(

@@ -55,7 +55,7 @@ def _groups(examples: Sequence[Example]) -> list[list[int]]:
 
     first: dict[object, int] = {}
     for index, example in enumerate(examples):
-        for key in (example.prompt_ids, (example.place.file, example.place.row)):
+        for key in (_question(example), (example.place.file, example.place.row)):
             other = first.setdefault(key, index)
             parent[find(index)] = find(other)
     groups: dict[int, list[int]] = {}
@@ -64,6 +64,13 @@ def _groups(examples: Sequence[Example]) -> list[list[int]]:
     return list(groups.values())
 
 
+def _question(example: Example) -> tuple[int, ...]:
+    """The prompt; of a plain text, which has a start token at most, the text."""
+    if len(example.prompt_ids) > 1:
+        return example.prompt_ids
+    return example.prompt_ids + example.completion_ids
+
+
 def _rank(example: Example, seed: int) -> bytes:
-    text = f"{seed}:{','.join(map(str, example.prompt_ids))}"
+    text = f"{seed}:{','.join(map(str, _question(example)))}"
     return hashlib.sha256(text.encode()).digest()
