@@ -308,8 +308,7 @@ def test_columns_of_the_data(tmp_path: Path) -> None:
         ("{promt: frage}", "found promt (did you mean prompt?)"),
         (
             "{frage: prompt}",
-            "write it the other way round: what myna reads first, then the column, "
-            "{prompt: frage}",
+            "write it the other way round: what myna reads first, then the column, {prompt: frage}",
         ),
         ("{prompt: a, question: b}", "prompt and question mean the same; keep one"),
         ("{prompt: a, completion: a}", "the column a is named twice"),

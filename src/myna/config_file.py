@@ -426,9 +426,7 @@ def _trains_prompts(name: str, entry: _Entry) -> str:
 
 def _true_or_false(name: str, entry: _Entry) -> bool:
     if not isinstance(entry.value, bool):
-        raise ConfigError(
-            f"{entry.source}: {name} is {entry.value!r}; expected true or false."
-        )
+        raise ConfigError(f"{entry.source}: {name} is {entry.value!r}; expected true or false.")
     return entry.value
 
 

@@ -240,7 +240,8 @@ def test_wrong_role_is_listed_once_with_all_lines(write: Write) -> None:
             'the row has "frage", "antwort"; expected messages or conversations (lists of '
             "messages), a question and its answer (instruction/output, inputs/targets, "
             "prompt/completion, question/answer …), chosen and rejected, or text.\n"
-            "  Rename the fields, or say which is which, for example `columns: {prompt: frage, completion: antwort}`.",
+            "  Rename the fields, or say which is which, for example "
+            "`columns: {prompt: frage, completion: antwort}`.",
         ),
         (
             {"Message": []},

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from myna.data.conversation import Message, ToolCall
-from myna.data.formats import FORMATS, Tally, convert, read_conversations, recognise
 from myna.data.fields import Unfit
 from myna.data.files import Record
+from myna.data.formats import FORMATS, Tally, convert, read_conversations, recognise
 from myna.errors import ConfigError, DataError
 
 Write = Callable[[str, str | bytes], Path]

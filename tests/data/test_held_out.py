@@ -76,7 +76,7 @@ def test_plain_texts_are_told_apart_by_what_they_say() -> None:
     """Their prompts are all the start token, or nothing."""
     for start in ((), (1,)):
         texts = [
-            Example("", "", start, (5 + number // 2, 6, 2), Place(Path("a.txt"), n, n), 1)
+            Example("", "", start, (5 + number // 2, 6, 2), Place(Path("a.txt"), n, n), 0)
             for n, number in enumerate(range(20))
         ]
         trained, held_out = split_held_out(texts, 0.3, seed=4)

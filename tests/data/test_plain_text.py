@@ -46,7 +46,7 @@ def test_ids_are_the_tokenizers_own_and_the_end(kind: str, content: str) -> None
     assert example.prompt_ids == (tokenizer.bos_token_id,)
     assert (example.prompt_text, example.completion_text) == ("<bos>", content + "<eos>")
     assert num_targets(example) == len(ids) - 1
-    assert (example.turn, example.weight) == (1, 1.0)
+    assert (example.turn, example.weight) == (0, 1.0)
 
 
 def test_without_start_token_the_first_token_is_not_predicted() -> None:

@@ -33,7 +33,7 @@ HERMES = (
     "{%- elif message.role == 'assistant' %}{{- '<|im_start|>assistant\\n' + message.content }}"
     "{%- for call in message.tool_calls or [] %}"
     "{%- if not loop.first or message.content %}{{- '\\n' }}{%- endif %}"
-    "{{- '<tool_call>\\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' "
+    '{{- \'<tool_call>\\n{"name": "\' + call.function.name + \'", "arguments": \' '
     "+ (call.function.arguments | tojson) + '}\\n</tool_call>' }}{%- endfor %}"
     "{{- '<|im_end|>\\n' }}"
     "{%- elif message.role == 'user' %}"
@@ -58,7 +58,7 @@ LLAMA31 = (
     "{{- raise_exception('one call at once') }}{%- endif %}"
     "{%- set call = message.tool_calls[0].function %}"
     "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
-    "{{- '{\"name\": \"' + call.name + '\", \"parameters\": ' }}"
+    '{{- \'{"name": "\' + call.name + \'", "parameters": \' }}'
     "{{- call.arguments | tojson }}{{- '}' + '<|eot_id|>' }}"
     "{%- elif message.role == 'tool' %}"
     "{{- '<|start_header_id|>ipython<|end_header_id|>\\n\\n' }}"
@@ -174,7 +174,7 @@ def test_calls_and_results_through_the_template(family: str) -> None:
     made = encoder(FAMILIES[family])
     examples = made.encode(read({"messages": WEATHER, "tools": TOOLS}))
     name = "arguments" if family == "hermes" else "parameters"
-    written = '{"name": "get_weather", "%s": {"city": "巴黎", "days": 2, "exact": null}}' % name
+    written = f'{{"name": "get_weather", "{name}": {{"city": "巴黎", "days": 2, "exact": null}}}}'
     lead, end = ("<tool_call>\n", "\n</tool_call>") if family == "hermes" else ("", "")
     stop = FAMILIES[family].eos_token
     assert [example.completion_text for example in examples] == [

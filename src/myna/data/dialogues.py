@@ -323,9 +323,7 @@ def _identifier(entry: dict[str, Any], key: str, name: str) -> str | None:
     return value
 
 
-def _flags(
-    entry: dict[str, Any], role: str, name: str, fields: Fields
-) -> tuple[bool, float, bool]:
+def _flags(entry: dict[str, Any], role: str, name: str, fields: Fields) -> tuple[bool, float, bool]:
     """(trained, weight, whether the row says so), from `train`, `weight` and `loss`."""
     given = {key: entry[key] for key in _FLAGS if entry.get(key) is not None}
     if not given:
@@ -354,12 +352,12 @@ def _flags(
 
 
 def _check_flag(key: str, value: Any, name: str) -> None:
-    if isinstance(value, bool):
-        if key != "weight":
-            return
-    elif isinstance(value, (int, float)) and key != "train":
-        if value == 0 or _LEAST_WEIGHT <= value <= _GREATEST_WEIGHT:
-            return
+    is_switch = isinstance(value, bool)
+    if is_switch and key != "weight":
+        return
+    is_number = isinstance(value, (int, float)) and not is_switch and key != "train"
+    if is_number and (value == 0 or _LEAST_WEIGHT <= value <= _GREATEST_WEIGHT):
+        return
     expected = {
         "train": "true or false",
         "weight": "0 or a number from 1e-6 to 1e6",

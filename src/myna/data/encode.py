@@ -65,7 +65,7 @@ class Example:
     completion_ids: tuple[int, ...]
     place: Place
     turn: int
-    """Number of the answer in its row, counted from 1."""
+    """Number of the answer in its row, counted from 1; 0 for a plain text."""
     truncated: str | None = None
     """What was taken out of the prompt to fit `max_length`: `turns_dropped`, `text_shortened`."""
     weight: float = 1.0
@@ -424,7 +424,7 @@ class Encoder:
                 f'plain texts are trained up to "{end_text}"; there is no start token, so nothing '
                 "predicts their first token"
             )
-        return [(Example(start_text, text, prompt_ids, tuple(ids), row.place, 1), remark)]
+        return [(Example(start_text, text, prompt_ids, tuple(ids), row.place, 0), remark)]
 
     def _fit(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> Example:
         """The example of a turn, shortened if it must and may be."""

@@ -16,9 +16,7 @@ from myna.data.files import describe
 from myna.data.json_text import NotJson, parse_json_text
 
 _FILL_IN = "Fill it in or delete the row."
-EMPTY_ANSWER = (
-    "Fill it in or delete the row: an empty answer would train the model to say nothing."
-)
+EMPTY_ANSWER = "Fill it in or delete the row: an empty answer would train the model to say nothing."
 
 
 class Unfit(Exception):

@@ -65,10 +65,8 @@ def _groups(examples: Sequence[Example]) -> list[list[int]]:
 
 
 def _question(example: Example) -> tuple[int, ...]:
-    """The prompt; of a plain text, which has a start token at most, the text."""
-    if len(example.prompt_ids) > 1:
-        return example.prompt_ids
-    return example.prompt_ids + example.completion_ids
+    """The prompt; of a plain text, which has none, the text."""
+    return example.completion_ids if example.turn == 0 else example.prompt_ids
 
 
 def _rank(example: Example, seed: int) -> bytes:

@@ -90,7 +90,7 @@ def _without_answer(row: Mapping[str, Any], form: Format) -> tuple[Mapping[str, 
             column = form.columns[role][0]
             return {**row, column: _PLACEHOLDER}, _answer(row.get(column))
     column = form.columns["messages"][0]
-    entries = row.get(column)
+    entries: Any = row.get(column)
     if isinstance(entries, str):
         with contextlib.suppress(NotJson):  # `convert` says what is wrong with it
             entries = parse_json_text(entries)
