@@ -8,7 +8,7 @@ templates and lengths need a tokenizer and are left to `encode.py`.
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -260,8 +260,12 @@ def _check_unused(key: str, value: Any, row: Mapping[str, Any], form: Format) ->
         )
     if key in form.rivals:
         one = list_keys(form.required).replace(", ", " and ")
-        pair = (form.required[0], key) if key in _ANSWERS else (key, form.required[-1])
-        example = f"{{prompt: {pair[0]}, completion: {pair[1]}}}"
+        question, answer = form.required[0], form.required[-1]
+        example = f"{{prompt: {key}, completion: {answer}}}"
+        if key in _ANSWERS:
+            example = f"{{prompt: {question}, completion: {key}}}"
+        if key == "context":
+            example = f"{{prompt: {question}, input: context, completion: {answer}}}"
         if form.needed == ("text",):
             example += "` or `columns: {text: text}"
         raise Unfit(
@@ -297,11 +301,19 @@ def _advice(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> str:
     if columns:
         return "Mend `columns`."
     texts = [key for key, value in row.items() if isinstance(value, str)]
-    question, answer = (*texts, "COLUMN", "COLUMN")[:2]
+    questions, answers = ({pair[side] for pair in PAIRS} for side in (0, 1))
+    question = _alike(texts, questions) or next(iter(texts), "COLUMN")
+    rest = [key for key in texts if key != question]
+    answer = _alike(rest, answers) or next(iter(rest), "COLUMN")
     return (
         "Rename the fields, or say which is which, for example "
         f"`columns: {{prompt: {question}, completion: {answer}}}`."
     )
+
+
+def _alike(keys: Sequence[str], names: Iterable[str]) -> str | None:
+    """The first of `keys` that is nearly one of `names`."""
+    return next((key for key in keys if nearest(key, tuple(sorted(names)))), None)
 
 
 def _with_columns(columns: Mapping[str, str]) -> tuple[Format, ...]:
@@ -363,7 +375,7 @@ PAIRS: tuple[tuple[str, str], ...] = (
 """Names of a question and its answer that are recognised, the commonest first: where only one of
 the two is there, the other is what its first pair says. Nothing beyond them is guessed."""
 _ANSWERS = frozenset({*(answer for _, answer in PAIRS), "label", "labels", "summary", "target"})
-_SEVERAL = frozenset(name for pair in PAIRS for name in pair) - {
+_SEVERAL = frozenset({"context", *(name for pair in PAIRS for name in pair)}) - {
     "input",  # stands beside a question
     "user",  # may be a person's name
     "human",
