@@ -241,6 +241,8 @@ def test_a_template_that_knows_no_calls_is_refused() -> None:
         '"<|im_end|>\\n"'
     )
     assert refusal({"messages": WEATHER, "tools": TOOLS}, CHATML).reason == "tools_dropped"
+    context = [*WEATHER[:2], {**WEATHER[2], "train": False}, *WEATHER[3:]]
+    assert refusal({"messages": context}, CHATML).reason == "call_dropped"
 
 
 def test_a_template_that_drops_results_is_refused() -> None:
