@@ -315,3 +315,81 @@ def test_patterns_and_registered_names_are_found_beside_the_yaml(
     assert data("identity,unknown") == ["identity,unknown"]
     assert data("data/dataset_info.json:alpaca") == [f"{registry}:alpaca"]
     assert data("owner/name@main") == ["owner/name@main"]
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("mask_history=true", "last"),
+        ("mask_history=false", "assistant"),
+        ("train_on_last=true", "last"),
+        ("last_response_only=true", "last"),
+        ("loss_scale=last_round", "last"),
+        ("loss_scale=default", "assistant"),
+        ("train_on=last", "last"),
+        ("train_on_inputs=false", "assistant"),
+        ("mask_prompt=true", "assistant"),
+    ],
+)
+def test_other_tools_words_for_the_answers_that_are_trained(
+    job: Path, override: str, value: str
+) -> None:
+    assert load_config(job, [override]).config.train.train_on == value
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train_on_prompt=true", "train_on_inputs=true", "mask_prompt=false", "loss_scale=all"],
+)
+def test_training_on_prompts_is_refused_with_what_to_use_instead(job: Path, override: str) -> None:
+    name, _, value = override.partition("=")
+    assert error(job, override) == (
+        f"command line: {name}: {value} would train the prompts too, and myna trains answers only."
+        "\n  Leave it out. Rows to be trained whole can stand in a column `text`: plain text has "
+        "no prompt."
+    )
+
+
+def test_faults_of_masking(job: Path) -> None:
+    assert "mask_history is 'yes'; expected true or false." in error(job, "mask_history='yes'")
+    assert "loss_scale is 'react'; expected default or last_round." in error(
+        job, "loss_scale=react"
+    )
+    text = error(job, "mask_history=true", "loss_scale=default")
+    assert text == (
+        "command line: loss_scale contradicts train_on (command line (mask_history)). "
+        "Keep one of them."
+    )
+    path = write(job.parent, "model: m\ndata: d\nmask_history: true\n", "last.yaml")
+    assert load_config(path, ["train_on=assistant"]).config.train.train_on == "assistant"
+
+
+def test_columns_of_the_data(tmp_path: Path) -> None:
+    text = "model: m\ndata: d\ncolumns:\n  instruction: frage\n  response: antwort\n  role: wer\n"
+    resolved = load_config(write(tmp_path, text))
+    assert resolved.config.columns == {"prompt": "frage", "completion": "antwort", "role": "wer"}
+    again = load_config(write(tmp_path, resolved.to_yaml(), "config.yaml"))
+    assert again.config == resolved.config
+    assert Config(model="m", data=["d"]).columns == {}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ("{promt: frage}", "expected keys among prompt, input, completion, "),
+        ("{promt: frage}", "found promt (did you mean prompt?)"),
+        (
+            "{frage: prompt}",
+            "write it the other way round: what myna reads first, then the column, {prompt: frage}",
+        ),
+        ("{prompt: a, question: b}", "prompt and question mean the same; keep one"),
+        ("{prompt: a, completion: a}", "the column a is named twice"),
+        ("{prompt: 3}", "expected to be a valid string"),
+        ("frage", "expected to be a valid dictionary"),
+    ],
+)
+def test_faults_of_columns(tmp_path: Path, columns: str, expected: str) -> None:
+    path = write(tmp_path, f"model: m\ndata: d\ncolumns: {columns}\n")
+    found = error(path)
+    assert found.startswith(f"{path} line 3: columns is ")
+    assert expected in found

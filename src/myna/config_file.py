@@ -72,6 +72,20 @@ ALIASES: dict[str, str] = {
 }
 """Name in the tutorial, transformers, trl, peft, LLaMA-Factory, Axolotl, ms-swift … -> our name."""
 
+LAST_ONLY = ("mask_history", "train_on_last", "last_response_only")
+"""Names that, where they are true, mean `train_on: last`."""
+PROMPT_TRAINED = {
+    "train_on_prompt": True,
+    "train_on_inputs": True,
+    "train_on_all": True,
+    "mask_prompt": False,
+    "assistant_only_loss": False,
+    "completion_only_loss": False,
+    "train_on_completions": False,
+    "train_on_responses_only": False,
+}
+"""Name -> the value with which another tool trains prompts too, which myna does not."""
+
 PER_DEVICE_NAMES = ("per_device_train_batch_size", "micro_batch_size")
 COMPOUND = (
     *PER_DEVICE_NAMES,
@@ -79,6 +93,9 @@ COMPOUND = (
     "gradient_checkpointing",
     "bf16",
     "fp16",
+    *LAST_ONLY,
+    *PROMPT_TRAINED,
+    "loss_scale",
 )
 """Names whose meaning is spread over several of our settings; see `_expand_compound`."""
 
@@ -391,14 +408,11 @@ def _expand_compound(compound: dict[str, _Entry], found: dict[str, _Entry]) -> N
         )
     if "gradient_checkpointing" in compound:
         entry = compound["gradient_checkpointing"]
-        if not isinstance(entry.value, bool):
-            raise ConfigError(
-                f"{entry.source}: gradient_checkpointing is {entry.value!r}; "
-                "expected true or false."
-            )
+        recompute = _true_or_false("gradient_checkpointing", entry)
         found["train.checkpointing"] = _Entry(
-            "all" if entry.value else "none", f"{entry.source} (gradient_checkpointing)"
+            "all" if recompute else "none", f"{entry.source} (gradient_checkpointing)"
         )
+    _expand_masking(compound, found)
     for name, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
         if name in compound and compound[name].value is True:
             if "dtype" in found:
@@ -407,6 +421,48 @@ def _expand_compound(compound: dict[str, _Entry], found: dict[str, _Entry]) -> N
                     f"({found['dtype'].source}). Keep one of them."
                 )
             found["dtype"] = _Entry(dtype, f"{compound[name].source} ({name})")
+
+
+def _expand_masking(compound: dict[str, _Entry], found: dict[str, _Entry]) -> None:
+    """What other tools say of the tokens that are trained, in place."""
+    for name in PROMPT_TRAINED:
+        if name in compound and _true_or_false(name, compound[name]) is PROMPT_TRAINED[name]:
+            raise ConfigError(_trains_prompts(name, compound[name]))
+    says = {name: _true_or_false(name, compound[name]) for name in LAST_ONLY if name in compound}
+    if "loss_scale" in compound:  # ms-swift
+        entry = compound["loss_scale"]
+        if entry.value == "all":
+            raise ConfigError(_trains_prompts("loss_scale", entry))
+        if entry.value not in ("default", "last_round"):
+            raise ConfigError(
+                f"{entry.source}: loss_scale is {entry.value!r}; expected default or last_round.\n"
+                "  Single messages may have a weight: {role: …, content: …, weight: 0.5}."
+            )
+        says["loss_scale"] = entry.value == "last_round"
+    for name, last_only in says.items():
+        entry = compound[name]
+        value = "last" if last_only else "assistant"
+        before = found.get("train.train_on")
+        if before is not None and before.value != value:
+            raise ConfigError(
+                f"{entry.source}: {name} contradicts train_on ({before.source}). Keep one of them."
+            )
+        found["train.train_on"] = _Entry(value, f"{entry.source} ({name})")
+
+
+def _trains_prompts(name: str, entry: _Entry) -> str:
+    value = str(entry.value).lower() if isinstance(entry.value, bool) else entry.value
+    return (
+        f"{entry.source}: {name}: {value} would train the prompts too, and myna trains answers "
+        "only.\n  Leave it out. Rows to be trained whole can stand in a column `text`: plain text "
+        "has no prompt."
+    )
+
+
+def _true_or_false(name: str, entry: _Entry) -> bool:
+    if not isinstance(entry.value, bool):
+        raise ConfigError(f"{entry.source}: {name} is {entry.value!r}; expected true or false.")
+    return entry.value
 
 
 def _whole_number(name: str, entry: _Entry) -> int:

@@ -190,6 +190,24 @@ def test_untrained_answers_are_context() -> None:
     )
 
 
+def test_only_the_last_answer_is_trained_where_that_is_set() -> None:
+    made = encoder(family("chatml"), train_on="last")
+    (example,) = made.encode(talk(*TURNS))
+    assert (example.turn, example.completion_text) == (3, "answers<|im_end|>")
+    (whole, *_) = reversed(encoder(family("chatml")).encode(talk(*TURNS)))
+    assert example == whole
+    assert "train_on is last: earlier answers of a conversation are context" in made.notes
+    last = Message("assistant", "no", trained=False)
+    assert refusal(made, talk(*TURNS[:2], TURNS[2], last)).reason == "nothing_trained"
+
+
+def test_the_weight_of_an_answer_is_its_examples() -> None:
+    heavy = Message("assistant", "Paris.", weight=2.5)
+    first, second = encoder(family("chatml")).encode(talk(TURNS[0], heavy, *TURNS[2:4]))
+    assert (first.weight, second.weight) == (2.5, 1.0)
+    assert first.completion_text == "Paris.<|im_end|>"
+
+
 # Stop tokens
 
 

@@ -132,7 +132,7 @@ def test_messages_with_parts_reasoning_and_tools(write: Write) -> None:
     (conversation,) = read_conversations([write("a.jsonl", lines(row))]).conversations
     assert [message.content for message in conversation.messages] == ["s", "ab", "c"]
     assert conversation.messages[2].reasoning == "why"
-    assert conversation.tools == ({"name": "search"},)
+    assert conversation.tools == ({"type": "function", "function": {"name": "search"}},)
 
 
 def test_the_mapping_and_unused_fields_are_said(write: Write) -> None:
@@ -167,9 +167,9 @@ def test_wrong_role_is_listed_once_with_all_lines(write: Write) -> None:
     ("row", "expected"),
     [
         (
-            messages(("human", "q"), ("gpt", "a")),
-            'messages[0].role is "human"; expected system, user, assistant or tool.\n'
-            '  Did you mean "user"?',
+            messages(("hunam", "q"), ("gpt", "a")),
+            'messages[0].role is "hunam"; expected system, user, assistant or tool.\n'
+            '  Did you mean "human"?',
         ),
         (
             messages(("user", "q")),
@@ -196,8 +196,9 @@ def test_wrong_role_is_listed_once_with_all_lines(write: Write) -> None:
             messages(
                 ("assistant", "a"),
             ),
-            "messages[0] is of role assistant as the first; expected system or user.\n"
-            "  A conversation begins with the user.",
+            "the row has an answer and no user message before it, so nothing asks for it.\n"
+            "  Add the question. A text that answers nothing can stand in a column `text`: it is "
+            "trained whole.",
         ),
         ({"messages": []}, "messages is an empty list; expected a list of role/content objects."),
         (
@@ -207,8 +208,8 @@ def test_wrong_role_is_listed_once_with_all_lines(write: Write) -> None:
         ),
         (
             {"messages": [{"role": "assistant", "content": "q", "tool_calls": [1]}]},
-            'messages[0] has a field "tool_calls", which would not be trained; expected "role" and '
-            '"content" (and "reasoning_content").\n  Remove it, or write its text into content.',
+            'messages[0].tool_calls[0] is a call with the number 1; expected "name" and '
+            '"arguments", by themselves or under "function".',
         ),
         (
             {"messages": [{"role": "user", "content": None}]},
@@ -222,8 +223,7 @@ def test_wrong_role_is_listed_once_with_all_lines(write: Write) -> None:
         (
             {"instruction": "q", "input": ""},
             'the row has "instruction", "input" and no "output"; expected instruction, output '
-            "(and, "
-            "if wanted, input, system, history).",
+            "(and, if wanted, input, system, history, reasoning, tools).",
         ),
         (
             {"instruction": 5, "output": "a"},
@@ -238,17 +238,20 @@ def test_wrong_role_is_listed_once_with_all_lines(write: Write) -> None:
             "history is of another shape; expected a list of [question, answer] pairs of texts.",
         ),
         (
-            {"question": "q", "answer": "a"},
-            'the row has "question", "answer"; expected one of: messages (and, if wanted, tools); '
-            "instruction, output (and, if wanted, input, system, history); inputs, targets.\n"
-            "  Rename the fields.",
+            {"frage": "q", "antwort": "a"},
+            'the row has "frage", "antwort"; expected messages or conversations (lists of '
+            "messages), a question and its answer (instruction/output, inputs/targets, "
+            "prompt/completion, question/answer …), chosen and rejected, or text.\n"
+            "  Rename the fields, or say which is which, for example "
+            "`columns: {prompt: frage, completion: antwort}`.",
         ),
         (
             {"Message": []},
-            'the row has "Message"; expected one of: messages (and, if wanted, tools); '
-            "instruction, "
-            "output (and, if wanted, input, system, history); inputs, targets.\n"
-            '  "Message" looks like "messages". Rename the fields.',
+            'the row has "Message"; expected messages or conversations (lists of messages), a '
+            "question and its answer (instruction/output, inputs/targets, prompt/completion, "
+            "question/answer …), chosen and rejected, or text.\n"
+            '  "Message" looks like "messages". Rename the fields, or say which is which, for '
+            "example `columns: {prompt: COLUMN, completion: COLUMN}`.",
         ),
     ],
 )
@@ -263,7 +266,7 @@ def test_a_row_unlike_the_others_says_which_keys_it_has(write: Write) -> None:
     )
     assert refusal(path) == (
         'a.jsonl line 2: the row has "Instruction", "output" and no "instruction"; expected '
-        "instruction, output (and, if wanted, input, system, history).\n"
+        "instruction, output (and, if wanted, input, system, history, reasoning, tools).\n"
         '  Is "Instruction" meant? Training has not started.'
     )
 

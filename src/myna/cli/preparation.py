@@ -57,6 +57,10 @@ def prepare_rows(
     Raises DataError with every bad row before a model is loaded.
     """
     sources, notes = find_sources(config.data)
+    # What an entry says of its columns goes before what is said of all.
+    sources = [
+        replace(source, columns={**config.columns, **source.columns}) for source in sources
+    ]
     loaded = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     template = choose_template(loaded.tokenizer, loaded.model_type, override=config.template)
     limit = config.train.max_length
@@ -73,6 +77,7 @@ def prepare_rows(
         over_length=config.train.over_length,
         control_tokens=config.train.control_tokens,
         limit_is_models=config.train.max_length is None,
+        train_on=config.train.train_on,
     )
     if limit is None and not has_config:
         encoder.notes.append("no config.json beside the tokenizer, so max_length is not limited")

@@ -18,9 +18,10 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
-from myna.data.conversation import Conversation, Message, Place
+from myna.data.conversation import Conversation, Message, Place, ToolCall
 from myna.data.faults import Fault
 from myna.data.store import Example
 from myna.data.templates import ChatTemplate, TemplateError
@@ -28,6 +29,7 @@ from myna.errors import ConfigError, DataError
 
 OverLength = Literal["error", "drop", "truncate_prompt"]
 ControlTokens = Literal["error", "allow"]
+TrainOn = Literal["assistant", "last"]
 
 Ids = Callable[[Sequence[str]], list[list[int]]]
 """Texts to token ids, without added special tokens."""
@@ -102,6 +104,14 @@ class _Turn:
     """What was done to the text beyond the template, for the notes."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A plain text, before tokenization."""
+
+    text: str
+    place: Place
+
+
 class Encoder:
     """Renders and tokenizes conversations with one tokenizer and one template.
 
@@ -114,6 +124,7 @@ class Encoder:
         over_length: what happens to longer ones.
         limit_is_models: `max_length` is the most that the model was made for, not what a user set.
         control_tokens: what happens to a text that spells one of the tokenizer's control tokens.
+        train_on: every answer that no flag of its row makes context, or only a row's last.
 
     Raises:
         ConfigError: tokenizer and template cannot give an answer that ends.
@@ -130,6 +141,7 @@ class Encoder:
         over_length: OverLength = "error",
         control_tokens: ControlTokens = "error",
         limit_is_models: bool = False,
+        train_on: TrainOn = "assistant",
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
@@ -140,7 +152,10 @@ class Encoder:
         self.over_length = over_length
         self.limit_is_models = limit_is_models
         self.control_tokens = control_tokens
+        self.train_on = train_on
         self.notes = list(template.notes)
+        if train_on == "last":
+            self.notes.append("train_on is last: earlier answers of a conversation are context")
         self._renderers = {on: template.with_thinking(on) for on in (False, True)}
         self._control = _control_pattern(tokenizer, template)
         if self.system:
@@ -193,21 +208,29 @@ class Encoder:
             conversations: any number; all their texts are tokenized by one call.
             ids: texts to their ids, to be used in place of the tokenizer itself.
         """
-        rows: list[list[_Turn] | RowRefused] = []
+        rows: list[list[_Turn] | _Text | RowRefused] = []
         for conversation in conversations:
             try:
-                rows.append(list(self._turns(conversation)))
+                rows.append(
+                    list(self._turns(conversation))
+                    if conversation.text is None
+                    else self._text(conversation.text, conversation.place)
+                )
             except RowRefused as refusal:
                 rows.append(refusal)
         turns = [turn for row in rows if isinstance(row, list) for turn in row]
         prompts = [turn.prompt_text for turn in turns]
         wholes = [turn.prompt_text + turn.completion_text for turn in turns]
-        all_ids = (ids or self._ids)([*prompts, *wholes])
-        prompt_ids, whole_ids = iter(all_ids[: len(turns)]), iter(all_ids[len(turns) :])
+        texts = [row.text for row in rows if isinstance(row, _Text)]
+        all_ids = iter((ids or self._ids)([*prompts, *wholes, *texts]))
+        prompt_ids, whole_ids = (iter(list(islice(all_ids, len(turns)))) for _ in range(2))
         outcomes: list[EncodedRow | RowRefused] = []
         for row in rows:
             if isinstance(row, RowRefused):
                 outcomes.append(row)
+                continue
+            if isinstance(row, _Text):
+                outcomes.append(self._encode_text(row, next(all_ids)))
                 continue
             # Taken for all turns before any can be refused: the iterators stay in step.
             encoded = [(turn, next(prompt_ids), next(whole_ids)) for turn in row]
@@ -235,13 +258,20 @@ class Encoder:
             kind, finding, mend = found
             raise RowRefused("control_token", conversation.place, finding, mend, kind=kind)
         messages = self._with_system(conversation.messages)
-        number, found_any = 0, False
-        for index, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            number += 1
-            if message.trained:
+        answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
+        found_any = False
+        for number, index in enumerate(answers, start=1):
+            message = messages[index]
+            if message.trained and (self.train_on == "assistant" or index == answers[-1]):
                 found_any = True
+                if not index:
+                    raise RowRefused(
+                        "nothing_before",
+                        conversation.place,
+                        "the first message is an answer that is to be trained, and nothing stands "
+                        "before it.",
+                        "Put a system or user message before it, or take its flag away.",
+                    )
                 yield self._turn(
                     messages[:index], message, conversation.tools, conversation.place, number
                 )
@@ -274,8 +304,8 @@ class Encoder:
                 f"the chat template does not accept the messages: {error}",
                 kind=f"template:{error}",
             ) from error
-        for message in (before[0], before[-1]):
-            if message.role in ("system", "user") and message.content.strip() not in prompt:
+        for message in (before[0], *_since_question(before)):
+            if message.role != "assistant" and not _is_written(message.content, prompt):
                 raise RowRefused(
                     "text_dropped",
                     place,
@@ -283,6 +313,7 @@ class Encoder:
                     f"It is {_excerpt(message.content)}; the prompt is {_excerpt(prompt)}",
                     kind=f"text_dropped:{message.role}",
                 )
+            _check_calls(message.tool_calls, prompt, place)
         if tools and not _mentions_tools(template):
             raise RowRefused(
                 "tools_dropped",
@@ -302,6 +333,10 @@ class Encoder:
             completion = whole[len(prompt) :]
         else:
             completion, remark = _join_thinking(prompt, whole, answer, place)
+        _check_calls(answer.tool_calls, completion, place)
+        calls = "".join(_as_json(call.arguments) for call in answer.tool_calls)
+        if self._stop and (found := self._stop.search(calls)):
+            raise _stop_in("tool call", found.group(), place)
         for name, text in (("answer", answer.content), ("reasoning", answer.reasoning or "")):
             if text.strip() not in completion:
                 raise RowRefused(
@@ -311,18 +346,56 @@ class Encoder:
                     f"It is {_excerpt(text)}; the template makes of it {_excerpt(completion)}",
                 )
             if self._stop and (found := self._stop.search(text)):
-                raise RowRefused(
-                    "stop_in_answer",
-                    place,
-                    f'the {name} contains the stop token "{found.group()}", where it would be cut.',
-                    "Remove it from the text.",
-                )
+                raise _stop_in(name, found.group(), place)
         if self._stop and (stop := self._stop.search(completion)):
             return completion[: stop.end()], remark
         eos = self.tokenizer.eos_token
         return completion + eos, (
             f'the chat template ends an answer with no stop token; "{eos}" was appended'
         )
+
+    def _text(self, text: str, place: Place) -> _Text:
+        if found := self._control_token_in("the text", text):
+            kind, finding, mend = found
+            raise RowRefused("control_token", place, finding, mend, kind=kind)
+        return _Text(text, place)
+
+    def _encode_text(self, row: _Text, ids: list[int]) -> EncodedRow | RowRefused:
+        """A plain text: the start token, where there is one, is its context; then all is trained.
+
+        The text is tokenized alone, as `tokenizer(text)` does, so that its first word gets the
+        space that a sentencepiece tokenizer puts before it.
+        """
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if end not in self._stop_set:
+            end = self.stop_ids[0]
+        start_text = "" if start is None else self.tokenizer.bos_token
+        end_text = self.tokenizer.convert_ids_to_tokens(end)
+        text = row.text
+        # Where control tokens are allowed, a text may have its own.
+        if start is not None and ids[:1] == [start] and text.startswith(start_text):
+            ids, text = ids[1:], text[len(start_text) :]
+        if ids[-1:] != [end]:
+            ids, text = [*ids, end], text + end_text
+        prompt_ids = () if start is None else (start,)
+        length = len(prompt_ids) + len(ids)
+        if self.max_length is not None and length > self.max_length:
+            return RowRefused(
+                "over_length",
+                row.place,
+                f"{length} tokens of plain text, and max_length is {self.max_length}; a text has "
+                "no prompt that could be shortened.",
+                length=length,
+                tokens=length,
+            )
+        remark = f'plain texts are trained whole, from "{start_text}" to "{end_text}"'
+        if start is None:
+            remark = (
+                f'plain texts are trained up to "{end_text}"; there is no start token, so nothing '
+                "predicts their first token"
+            )
+        example = Example(start_text, text, prompt_ids, tuple(ids), row.place, 0)
+        return EncodedRow([(example, remark)], length, length)
 
     def _fit(self, turn: _Turn, example: Example) -> Example:
         """The example of a turn, shortened if it must and may be."""
@@ -370,6 +443,7 @@ class Encoder:
             tuple(completion_ids),
             turn.place,
             turn.number,
+            weight=turn.answer.weight,
         )
 
     def _encode_alone(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> list[int]:
@@ -407,6 +481,8 @@ class Encoder:
     def _shorten_text(self, turn: _Turn) -> Example | None:
         """Only the last turn, its user text without as much of its middle as it takes."""
         head, turns = _split_turns(turn.before)
+        if not turns:
+            return None
         question, *rest = turns[-1]
         best = None
         low, high = _MIN_KEPT, len(question.content) - len(_GAP) - 1
@@ -451,18 +527,31 @@ class Encoder:
             texts.append((f"the {message.role} text{where}", message.content))
             if message.reasoning is not None:
                 texts.append((f"the reasoning{where}", message.reasoning))
+            texts += [
+                (f"the tool call{where}", _as_json([call.name, call.arguments]))
+                for call in message.tool_calls
+            ]
         if tools:
-            texts.append(("the tools", json.dumps(list(tools), ensure_ascii=False)))
+            texts.append(("the tools", _as_json(list(tools))))
         for name, text in texts:
-            if match := self._control.search(text):
-                token = match.group()
-                return (
-                    f"control_token:{token}:{name.split(' of ')[0]}",
-                    f'{name} contains "{token}" at character {match.start() + 1}, which the '
-                    "tokenizer reads as a control token; expected plain text.",
-                    "Remove or rewrite it, or set control_tokens: allow to have it read so.",
-                )
+            if found := self._control_token_in(name, text):
+                return found
         return None
+
+    def _control_token_in(self, name: str, text: str) -> tuple[str, str, str] | None:
+        """(kind, finding, mend) of the first control token in a text that is called `name`."""
+        if self.control_tokens == "allow" or self._control is None:
+            return None
+        match = self._control.search(text)
+        if match is None:
+            return None
+        token = match.group()
+        return (
+            f"control_token:{token}:{name.split(' of ')[0]}",
+            f'{name} contains "{token}" at character {match.start() + 1}, which the '
+            "tokenizer reads as a control token; expected plain text.",
+            "Remove or rewrite it, or set control_tokens: allow to have it read so.",
+        )
 
     def _check_system(self, system: str) -> None:
         if found := self._find_control_token([Message("system", system)], None):
@@ -603,6 +692,45 @@ def _join_thinking(
             f"Prompt: {_excerpt(prompt, tail=True)}",
         )
     return rest, None
+
+
+def _since_question(messages: Sequence[Message]) -> Sequence[Message]:
+    """The last user message and what follows it: calls and results of tools."""
+    users = [at for at, message in enumerate(messages) if message.role == "user"]
+    return messages[users[-1] :] if users else ()
+
+
+def _is_written(text: str, rendered: str) -> bool:
+    """Whether a template has written a text, as it is or as JSON."""
+    text = text.strip()
+    return text in rendered or _as_json(text)[1:-1] in rendered
+
+
+def _check_calls(calls: Sequence[ToolCall], rendered: str, place: Place) -> None:
+    """Refuse a row whose template does not write the calls of tools, in whatever notation."""
+    for call in calls:
+        for what in (call.name, *call.arguments):
+            if not _is_written(what, rendered):
+                raise RowRefused(
+                    "call_dropped",
+                    place,
+                    f"the chat template leaves out the tool call {call.name}.",
+                    "It knows no tool calls: set `template: FILE` to one that writes them. It "
+                    f"makes of it {_excerpt(rendered, tail=True)}",
+                )
+
+
+def _stop_in(name: str, token: str, place: Place) -> RowRefused:
+    return RowRefused(
+        "stop_in_answer",
+        place,
+        f'the {name} contains the stop token "{token}", where it would be cut.',
+        "Remove it from the text.",
+    )
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:

@@ -2,8 +2,8 @@
 
 Owns the order of rows (a pure function of seed and epoch), how often the rows of a weighted source
 come, and the cut of a step into micro-batches of one fixed number of rows, padded on the right.
-Supervision is a list of (position, target) into the flattened batch, so that another layout of the
-same rows can take this one's place.
+Supervision is a list of (position, target, weight) into the flattened batch, so that another layout
+of the same rows can take its place.
 """
 
 import hashlib
@@ -35,6 +35,8 @@ class Batch:
     """(S,) int64 into the flattened (B*T): where trained tokens are predicted, one before each."""
     targets: Tensor
     """(S,) int64, the trained tokens."""
+    weights: Tensor
+    """(S,) float32: what each of them counts in the loss."""
     tokens: int
     """Real tokens, padding not counted."""
 
@@ -56,6 +58,7 @@ class Batch:
             self.attention_mask.to(device),
             self.positions.to(device),
             self.targets.to(device),
+            self.weights.to(device),
             self.tokens,
         )
 
@@ -65,11 +68,21 @@ def num_targets(example: Example) -> int:
     return len(example.completion_ids) - (not example.prompt_ids)
 
 
+def loss_weight(example: Example) -> float:
+    """What a row counts in the loss: its trained tokens, each with the row's weight."""
+    return example.weight * num_targets(example)
+
+
 def targets_of_rows(examples: Examples) -> NDArray[np.int64]:
     """(N,) `num_targets` of every row."""
     targets: NDArray[np.int64] = examples.completion_lengths.astype(np.int64)
     targets -= examples.prompt_lengths == 0
     return targets
+
+
+def loss_weights(examples: Examples) -> NDArray[np.float64]:
+    """(N,) `loss_weight` of every row."""
+    return targets_of_rows(examples) * examples.weights.astype(np.float64)
 
 
 class Draws:
@@ -179,6 +192,7 @@ def _pad(examples: Sequence[Example], rows: tuple[int, ...], pad_id: int) -> Bat
     attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
     positions: list[int] = []
     targets: list[int] = []
+    weights: list[float] = []
     for line, (example, length) in enumerate(zip(chosen, lengths, strict=True)):
         ids = [*example.prompt_ids, *example.completion_ids]
         input_ids[line, :length] = torch.tensor(ids, dtype=torch.int64)
@@ -187,11 +201,13 @@ def _pad(examples: Sequence[Example], rows: tuple[int, ...], pad_id: int) -> Bat
         first = max(len(example.prompt_ids), 1)
         positions.extend(range(line * width + first - 1, line * width + length - 1))
         targets.extend(ids[first:])
+        weights.extend([example.weight] * len(ids[first:]))
     return Batch(
         rows,
         input_ids,
         attention_mask,
         torch.tensor(positions, dtype=torch.int64),
         torch.tensor(targets, dtype=torch.int64),
+        torch.tensor(weights, dtype=torch.float32),
         sum(lengths),
     )

@@ -45,7 +45,7 @@ from myna.data.files import (
     content_sha256,
     look_at,
 )
-from myna.data.formats import Format, Unfit, convert, recognise
+from myna.data.formats import RECOGNISED_BY, FieldsSeen, Format, Unfit, convert, recognise
 from myna.data.segments import Segments, SegmentsDiffer
 from myna.data.sources import Source
 from myna.data.store import Columns, Examples, joined
@@ -62,9 +62,6 @@ MAX_WORKERS = 16
 
 COMMIT_SECONDS = 10.0
 """Between two commits of rows to the cache: so much work is lost when a process is killed."""
-
-_FORM_RECORDS = 20
-"""Rows by which the format of a file is recognised."""
 
 _IDS_IN_TWO_BYTES = 1 << 16
 
@@ -88,9 +85,8 @@ class FileTally:
     """Counts over the rows of one file."""
 
     rows: int = 0
-    remarks: Counter[str] = field(default_factory=Counter)
-    unused: Counter[str] = field(default_factory=Counter)
-    """Fields that no format reads."""
+    """As the reader gave them."""
+    fields: FieldsSeen = field(default_factory=FieldsSeen)
 
 
 @dataclass(frozen=True)
@@ -103,8 +99,7 @@ class Done:
     first_row: int | None
     """Number in the file of the chunk's first row; None if no row of it could be read."""
     encoded: Encoded
-    remarks: Counter[str]
-    unused: Counter[str]
+    fields: FieldsSeen
 
 
 class EncodeChunk:
@@ -122,8 +117,7 @@ class EncodeChunk:
         rows, first_row = 0, None
         conversations: list[Conversation] = []
         faults: list[Fault] = []
-        remarks: Counter[str] = Counter()
-        unused: Counter[str] = Counter()
+        seen = FieldsSeen()
         for record in task.chunk.records():
             rows += 1
             if isinstance(record, BadRow):
@@ -137,16 +131,17 @@ class EncodeChunk:
             except Unfit as error:
                 faults.append(Fault(error.kind, record.place, error.finding, error.mend))
                 continue
-            conversations.append(Conversation(tuple(parsed.messages), record.place, parsed.tools))
-            unused.update(key for key in record.value if key not in form.required + form.optional)
-            remarks.update(parsed.remarks)
+            conversations.append(
+                Conversation(tuple(parsed.messages), record.place, parsed.tools, parsed.text)
+            )
+            seen.add(record.value, parsed, form)
         encoded = encode_conversations(
             self._encoder, conversations, [task.path], self._segments.ids
         )
         faults = sorted([*faults, *encoded.faults], key=lambda fault: fault.place.row)
         encoded.tally.rows_in = rows
         encoded = Encoded(encoded.columns, encoded.tally, faults)
-        return Done(task.source, rows, first_row, encoded, remarks, unused)
+        return Done(task.source, rows, first_row, encoded, seen)
 
 
 class _Account:
@@ -174,8 +169,7 @@ class _Account:
             f"{done.rows} rows came in, {kept} and {len(done.encoded.faults)} faults came out"
         )
         file.rows += done.rows
-        file.remarks += done.remarks
-        file.unused += done.unused
+        file.fields.merge(done.fields)
         self.tally.add(outcomes)
         self.chunks += 1
         for fault in done.encoded.faults:
@@ -190,7 +184,7 @@ class _Account:
 
     def to_json(self) -> dict[str, Any]:
         """The account where there are no faults; `go_on` reads it."""
-        files = [{**vars(file)} for file in self.files]
+        files = [{"rows": file.rows, "fields": vars(file.fields)} for file in self.files]
         return {"chunks": self.chunks, "tally": self.tally.to_json(), "files": files}
 
     def go_on(self, state: Mapping[str, Any]) -> None:
@@ -198,7 +192,7 @@ class _Account:
         self.chunks = state["chunks"]
         self.tally = Tally.from_json(state["tally"])
         self.files = [
-            FileTally(file["rows"], Counter(file["remarks"]), Counter(file["unused"]))
+            FileTally(file["rows"], FieldsSeen.from_json(file["fields"]))
             for file in state["files"]
         ]
 
@@ -209,12 +203,8 @@ class _Account:
             if kind := look_at(source.path).note:
                 yield f"{name}: {kind}"
             if form is not None and file.rows:
-                yield f"{name}: {file.rows:,} rows of {form.name}: {form.mapping}"
-            for text, count in file.remarks.items():
-                yield f"{name}: {text} ({count:,} rows)"
-            if file.unused:
-                listed = ", ".join(f"{key} ({rows:,} rows)" for key, rows in file.unused.items())
-                yield f"{name}: fields that are not used: {listed}"
+                file.fields.check_columns(source.columns, name)
+                yield from file.fields.notes(name, form)
         yield from self.faults.notes()
 
 
@@ -410,24 +400,19 @@ def _form_of(source: Source) -> Format | None:
     Raises:
         DataError: the file cannot be read, has no rows, or is of no format that is known.
     """
-    if source.columns:
-        raise ConfigError(
-            f"{source.path}: columns are not read yet; expected the usual names.\n"
-            "  Rename the columns in the file."
-        )
     rows = (row for chunk in look_at(source.path).chunks() for row in chunk.records())
     has_rows, records = False, list[Record]()
     for row in rows:
         has_rows = True
         if isinstance(row, Record):
             records.append(row)
-            if len(records) == _FORM_RECORDS:
+            if len(records) == RECOGNISED_BY:
                 break
     if not has_rows:
         raise DataError(
             f"{source.path.name} holds no rows; expected at least one.\n  Training has not started."
         )
-    return recognise(records) if records else None
+    return recognise(records, source.columns) if records else None
 
 
 def _examples(columns: Columns, sources: Sequence[Source]) -> Examples:

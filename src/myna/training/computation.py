@@ -88,7 +88,7 @@ class Computation(Protocol):
         """The rows `rows` of `examples`, each in exactly one piece. A function of its arguments."""
 
     def summed_loss(self, model: nn.Module, piece: Any) -> Tensor:
-        """Cross-entropy summed over the piece's trained tokens, float32, with gradient."""
+        """Weighted cross-entropy summed over the piece's trained tokens, float32, with gradient."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Padded:
         ).logits
         # (B, T, V) -> (S, V): softmax only where a token is trained.
         chosen = logits.flatten(0, 1)[piece.positions].float()
-        return nn.functional.cross_entropy(chosen, piece.targets, reduction="sum")
+        return nn.functional.cross_entropy(chosen, piece.targets, reduction="none") @ piece.weights
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from myna.data.loader import Draws, num_steps, num_targets, rows_of_steps, steps_per_epoch
+from myna.data.loader import (
+    Draws,
+    loss_weight,
+    num_steps,
+    num_targets,
+    rows_of_steps,
+    steps_per_epoch,
+)
 from myna.data.store import Example, Examples
 from myna.device import free_unused_memory, peak_memory_bytes
 from myna.distributed.group import ALONE, Group
@@ -103,12 +110,12 @@ def fit(
 ) -> FitResult:
     """Train `model`'s trainable parameters on `train_rows`; the adapter is in the model afterwards.
 
-    The loss of a step is the sum of the cross-entropy over all trained tokens of its rows, in all
-    pieces and processes, divided once by their number; how rows are cut into pieces changes
-    nothing. With `resume` the run goes on after that checkpoint as if it had not stopped. `plans`
-    says from which step on what is computed how; without any, nothing recomputes until memory runs
-    out, or what `checkpointing` fixes. When memory runs out, a smaller plan is made, told as a
-    `plan` event, and the same step repeated.
+    The loss of a step is the sum of the cross-entropy over all trained tokens of its rows, each
+    times its row's weight, in all pieces and processes, divided once by the sum of these weights;
+    how rows are cut into pieces changes nothing. With `resume` the run goes on after that
+    checkpoint as if it had not stopped. `plans` says from which step on what is computed how;
+    without any, nothing recomputes until memory runs out, or what `checkpointing` fixes. When
+    memory runs out, a smaller plan is made, told as a `plan` event, and the same step repeated.
 
     Raises NonFiniteError before the weights move, OutOfMemoryError and Interrupted after a
     checkpoint, the first when there is no smaller plan, the other when `stop_requested` turns true,
@@ -175,6 +182,7 @@ def fit(
         for (step, epoch, rows), following in _with_next(steps):
             started = time.monotonic()
             num_trained = sum(num_targets(train_rows[row]) for row in rows)
+            total_weight = sum(loss_weight(train_rows[row]) for row in rows)
             memory.begin(step, "step")
             while True:  # until the step fits into memory
                 pieces = ahead.take(memory.computation, rows[share])
@@ -185,7 +193,7 @@ def fit(
                 with computing:
                     for number, piece in enumerate(pieces):
                         torch.manual_seed(_dropout_seed(settings.seed, step, group.rank, number))
-                        loss = memory.computation.summed_loss(model, piece) / num_trained
+                        loss = memory.computation.summed_loss(model, piece) / total_weight
                         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                         loss = loss.detach()  # or the graph lives until the next one is whole
                         sums[0] += loss
@@ -262,14 +270,14 @@ def fit(
                     if not group.any(shortage.met, device):
                         break
                     plan_smaller(step, "eval", memory.computation.limit)
-                held_out_sum, num_tokens = group.add(sums).tolist()
-                held_out = held_out_sum / num_tokens
+                held_out_sum, held_out_weight = group.add(sums).tolist()
+                held_out = held_out_sum / held_out_weight
                 events.emit(
                     "eval",
                     step=step,
                     loss=held_out,
                     rows=len(held_out_rows),
-                    tokens=int(num_tokens),
+                    tokens=sum(map(num_targets, held_out_rows)),
                 )
                 state = _judge(state, held_out)
                 if state.best_step == step and settings.keep_best and checkpoints and writes:
