@@ -365,3 +365,21 @@ def test_more_layers_to_recompute_than_the_model_has(job: Path) -> None:
         train(job, "train.checkpointing=3")
     _, said = train(job, "gradient_checkpointing=true", "train.max_steps=1", "output=all")
     assert "all 2 layers recomputed; peak" in said
+
+
+def test_skipped_rows_are_saved_with_the_run(job: Path) -> None:
+    with open(job.parent / "rows.jsonl", "a") as file:
+        file.write('\n{"instruction": "a", "output": NaN}\n{oops\n')
+    entry = "data={path: rows.jsonl, rows: 30}"
+    with pytest.raises(MynaError, match=r"rows\.jsonl line 25, column 32: NaN is not JSON"):
+        train(job, entry)
+    directory, text = train(job, entry, "train.on_bad_row=skip", "train.max_steps=1")
+    assert "1 bad row skipped (json), the first: rows.jsonl line 26, column 2" in " ".join(
+        text.split()
+    )
+    stored = json.loads((directory / "data.json").read_text())
+    assert (stored["rows_in"], stored["trained"]) == (26, 24)
+    assert stored["refused"] == {"not_a_number": 1, "json": 1}
+    assert directory.name == "job"
+    _, text = train(job, entry, "train.on_bad_row=skip", "train.max_steps=1")
+    assert "is finished; nothing was changed" in " ".join(text.split())

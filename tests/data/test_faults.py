@@ -102,3 +102,13 @@ def test_a_screenful_is_kept_of_a_million() -> None:
     )
     held = sum(len(group.listed) for group in faults._stopping.values())
     assert held <= 20 * 50
+
+
+def test_a_million_kinds_are_not_held() -> None:
+    faults = Faults()
+    for line in range(1, 10_001):
+        faults.add(fault(line, f"keys:{line}"))
+    with pytest.raises(DataError) as error:
+        faults.raise_listed()
+    assert "\nand 9,980 more rows with other faults.\n" in str(error.value)
+    assert sum(len(group.listed) for group in faults._stopping.values()) <= 1_020

@@ -274,6 +274,7 @@ def test_chunks_are_small_and_can_be_parsed_elsewhere(write: Write) -> None:
     ):
         chunks = list(read_chunks(path))
         assert [len(list(chunk.records())) for chunk in chunks] == [1000, 1000, 500]
+        assert [chunk.num_rows for chunk in chunks] == [1000, 1000, 500]
         sent = [pickle.loads(pickle.dumps(chunk)) for chunk in chunks]
         elsewhere = [row for chunk in reversed(sent) for row in chunk.records()][::-1]
         assert sorted(elsewhere, key=lambda row: row.place.row) == list(read_records([path]))

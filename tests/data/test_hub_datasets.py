@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import datasets
+import huggingface_hub.constants
 import pytest
 
 from myna.config import DataEntry
@@ -18,7 +19,8 @@ ROWS = [{"instruction": f"q{number}", "output": "a"} for number in range(250)]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 def values(files: list[Path]) -> list[object]:

@@ -8,7 +8,8 @@ from chat_families import CHATML, GEMMA, LLAMA3, make_tokenizer, talk
 from tokenizers import processors
 
 from myna.data.conversation import Conversation, Place
-from myna.data.encode import Encoder, RowRefused, encode_dataset
+from myna.data.dataset import encode_dataset
+from myna.data.encode import Encoder, RowRefused
 from myna.data.formats import Rows
 from myna.data.loader import num_targets
 from myna.data.templates import choose_template

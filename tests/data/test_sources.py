@@ -1,13 +1,14 @@
 """What entries of `data` mean."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from myna.config import DataEntry
-from myna.data.sources import Source, find_sources, source_name
+from myna.data.sources import Source, find_sources, read_sources, source_name
 from myna.errors import ConfigError, DataError
 
 Write = Callable[[str, str | bytes], Path]
@@ -104,6 +105,17 @@ def test_an_entry_carries_weight_rows_and_columns(write: Write) -> None:
         f"{two}: each row counts 0.5 times per epoch",
         f"{two}: only the first 10 rows are taken",
     ]
+
+
+def test_the_rows_of_an_entry_are_counted_over_its_files(write: Write) -> None:
+    paths = [write(name, ROW * 3) for name in ("a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl")]
+    limited = [Source(path, rows=4, entry=0) for path in paths[:3]]
+    found = [
+        (number, row.place.row)
+        for number, chunk in read_sources([*limited, Source(paths[3], entry=1)])
+        for row in pickle.loads(pickle.dumps(chunk)).records()
+    ]
+    assert found == [(0, 1), (0, 2), (0, 3), (1, 1), (3, 1), (3, 2), (3, 3)]
 
 
 def test_a_file_twice_is_a_weight(write: Write, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from myna.data.byte_source import find_source
-from myna.data.files import BadRow, Record, read_records
+from myna.data.files import BadRow, Record, read_chunks, read_records
 from myna.data.text_tables import find_delimiter
 from myna.errors import DataError
 
@@ -66,8 +66,12 @@ def check_reading(path: Path) -> int:
     Whatever the bytes are: nothing but a DataError is raised, every refusal names the file and the
     line or row, and every accepted row is what the json or csv module reads there.
     """
+    rows: list[Record | BadRow] = []
     try:
-        rows = list(read_records([path]))
+        for chunk in read_chunks(path):
+            before = len(rows)
+            rows += chunk.records()
+            assert len(rows) - before == chunk.num_rows
     except DataError as error:
         assert path.name in str(error), error
         return 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
+from myna.data.store import Example
 from myna.data.loader import loss_weight, num_targets, padded_batches
 from myna.data.packing import pack_step
 from myna.training.computation import Computation, Packed, Padded

@@ -43,6 +43,7 @@ class ArrowRows:
     data: bytes
     row: int
     """Number of the first."""
+    num_rows: int
 
     def records(self) -> Iterator[Record | BadRow]:
         """The rows in order."""
@@ -179,7 +180,7 @@ def _chunks_of(path: Path, batch: Any, row: int) -> Iterator[Chunk]:
     """One chunk, or one for each row where a single row may be too long."""
     if batch.nbytes <= MAX_ROW_BYTES or batch.num_rows == 0:
         if batch.num_rows:
-            yield ArrowRows(path, _to_bytes(batch), row)
+            yield ArrowRows(path, _to_bytes(batch), row, batch.num_rows)
         return
     for index in range(batch.num_rows):
         single = batch.slice(index, 1)
@@ -188,7 +189,7 @@ def _chunks_of(path: Path, batch: Any, row: int) -> Iterator[Chunk]:
             place = Place(path, 0, row + index)
             yield Refused(Fault("too_long", place, finding, "Divide it into several rows."))
         else:
-            yield ArrowRows(path, _to_bytes(single), row + index)
+            yield ArrowRows(path, _to_bytes(single), row + index, 1)
 
 
 def _to_bytes(batch: Any) -> bytes:

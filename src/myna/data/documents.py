@@ -37,6 +37,11 @@ class Documents:
     row: int
     """Number of the first."""
 
+    @property
+    def num_rows(self) -> int:
+        """How many there are."""
+        return len(self.texts)
+
     def records(self) -> Iterator[Record | BadRow]:
         """The documents in order; lines end in \\n whatever ended them in the file."""
         for row, (line, offset, data) in enumerate(self.texts, self.row):

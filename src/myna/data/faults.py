@@ -16,6 +16,9 @@ from myna.errors import DataError
 SCREENFUL = 20
 """Different faults printed, and lines listed per fault, before the rest is only counted."""
 
+_MAX_KINDS = 1_000
+"""Kinds told apart. Where each of a million rows is bad in its own way, memory stays flat."""
+
 OnBadRow = Literal["stop", "skip"]
 
 
@@ -76,6 +79,8 @@ class Faults:
                 fault = replace(fault, mend=f"{fault.mend}  {hint}".strip())
         else:
             groups, kind = self._skipped, fault.reason
+        if kind not in groups and len(groups) >= _MAX_KINDS:
+            kind = fault.reason
         group = groups.setdefault(kind, _Group([], 0))
         group.count += 1
         if len(group.listed) < SCREENFUL:

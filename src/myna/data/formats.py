@@ -21,7 +21,7 @@ from myna.data.fields import Fields, Parsed, Unfit, is_blank, list_keys, nearest
 from myna.data.files import BadRow, Record, content_hash, content_sha256, look_at
 from myna.data.pairs import from_inputs, from_pair
 from myna.data.preferences import from_preference
-from myna.data.sources import Source
+from myna.data.sources import Source, read_sources
 from myna.errors import ConfigError, DataError
 
 RECOGNISED_BY = 20
@@ -107,17 +107,20 @@ def read_conversations(
     """
     conversations: list[Conversation] = []
     notes: list[str] = []
-    digests: list[str] = []
     faults = Faults(on_bad_row)
-    taken: Counter[int] = Counter()  # rows of each entry of `data`
-    for number, item in enumerate(sources):
-        source = item if isinstance(item, Source) else Source(item, entry=number)
-        digests.append(content_sha256(source.path))
-        records = _read_records(source, faults, taken, notes)
+    named = [
+        item if isinstance(item, Source) else Source(item, entry=number)
+        for number, item in enumerate(sources)
+    ]
+    digests = [content_sha256(source.path) for source in named]
+    for source, records in zip(named, _read_records(named, faults), strict=True):
+        name = source.path.name
+        if note := look_at(source.path).note:
+            notes.append(f"{name}: {note}")
         if not records:
             continue
-        named = {**(columns or {}), **source.columns}
-        form = recognise(records, named)
+        given = {**(columns or {}), **source.columns}
+        form = recognise(records, given)
         seen = FieldsSeen()
         for record in records:
             try:
@@ -129,34 +132,35 @@ def read_conversations(
             conversations.append(
                 Conversation(tuple(parsed.messages), record.place, parsed.tools, parsed.text)
             )
-        seen.check_columns(named, source.path.name)
-        notes += seen.notes(source.path.name, form)
+        seen.check_columns(given, name)
+        notes += seen.notes(name, form)
     faults.raise_listed()
     notes += faults.notes()
     return Rows(tuple(conversations), tuple(notes), content_hash(digests), faults.skipped)
 
 
-def _read_records(
-    source: Source, faults: Faults, taken: Counter[int], notes: list[str]
-) -> list[Record]:
-    """The rows of one file that can be used, up to the number that its entry takes."""
-    file = look_at(source.path)
-    if file.note:
-        notes.append(f"{source.path.name}: {file.note}")
-    records: list[Record] = []
-    before = taken[source.entry]
-    for row in (row for chunk in file.chunks() for row in chunk.records()):
-        if taken[source.entry] == source.rows:
-            break
-        taken[source.entry] += 1
-        if isinstance(row, BadRow):
-            faults.add(row.fault)
-        else:
-            records.append(row)
-    if taken[source.entry] == before and before != source.rows:
-        raise DataError(
-            f"{source.path.name} holds no rows; expected at least one.\n  Training has not started."
-        )
+def _read_records(sources: Sequence[Source], faults: Faults) -> list[list[Record]]:
+    """The rows of each file that can be used."""
+    records: list[list[Record]] = [[] for _ in sources]
+    rows = [0] * len(sources)
+    for number, chunk in read_sources(sources):
+        rows[number] += chunk.num_rows
+        for row in chunk.records():
+            if isinstance(row, BadRow):
+                faults.add(row.fault)
+            else:
+                records[number].append(row)
+    for number, source in enumerate(sources):
+        if source.columns:
+            raise ConfigError(
+                f"{source.path}: columns are not read yet; expected the usual names.\n"
+                "  Rename the columns in the file."
+            )
+        if not rows[number] and source.rows is None:
+            raise DataError(
+                f"{source.path.name} holds no rows; expected at least one.\n"
+                "  Training has not started."
+            )
     return records
 
 

@@ -48,6 +48,7 @@ class JsonLines:
     """Number of the first line."""
     row: int
     """Number of the first row: blank lines are none."""
+    num_rows: int
     offset: int
     """Place in the file of the first byte."""
 
@@ -114,7 +115,7 @@ def line_chunks(source: ByteSource) -> Iterator[Chunk]:
             is_long = len(data) > MAX_ROW_BYTES
             if lines and (is_long or rows == CHUNK_ROWS or size >= CHUNK_BYTES):
                 yield JsonLines(
-                    source.path, b"".join(lines), line - len(lines), row - rows, offset - size
+                    source.path, b"".join(lines), line - len(lines), row - rows, rows, offset - size
                 )
                 lines, size, rows = [], 0, 0
             if is_long:
@@ -131,7 +132,9 @@ def line_chunks(source: ByteSource) -> Iterator[Chunk]:
             line, row, offset = line + 1, row + visible, offset + len(data)
             size, rows = size + len(data), rows + visible
     if lines:
-        yield JsonLines(source.path, b"".join(lines), line - len(lines), row - rows, offset - size)
+        yield JsonLines(
+            source.path, b"".join(lines), line - len(lines), row - rows, rows, offset - size
+        )
 
 
 def _skip_line(stream: BinaryIO, begun: bytes) -> int:
@@ -180,6 +183,7 @@ class JsonList:
     """Place of the first character."""
     row: int
     """Number of the first row."""
+    num_rows: int
 
     def records(self) -> Iterator[Record | BadRow]:
         """The rows in order."""
@@ -219,12 +223,12 @@ def list_chunks(source: ByteSource) -> Iterator[Chunk]:
             end = window.end_of_value(position)
             if end is None:
                 if row > first:
-                    yield window.chunk(start, position, first)
+                    yield window.chunk(start, position, first, row - first)
                 yield Refused(window.broken_row(position, row))
                 return
             row += 1
             if end - start >= CHUNK_BYTES or row - first == CHUNK_ROWS:
-                yield window.chunk(start, end, first)
+                yield window.chunk(start, end, first, row - first)
                 end = window.drop(end)
                 start, first = end, row
             position = window.visible(end)
@@ -240,7 +244,7 @@ def list_chunks(source: ByteSource) -> Iterator[Chunk]:
             if first == row:
                 start = position
         if row > first:
-            yield window.chunk(start, position, first)
+            yield window.chunk(start, position, first, row - first)
         if not message:
             position = window.visible(position + 1)
             if position < len(window.text):
@@ -310,10 +314,11 @@ class _Window:
         self.text = self.text[position:]
         return 0
 
-    def chunk(self, start: int, end: int, row: int) -> JsonList:
+    def chunk(self, start: int, end: int, row: int, num_rows: int) -> JsonList:
         """The rows from `start` to `end`; white space and a comma behind the last may be there."""
         line, column = self._passage().locate(start)
-        return JsonList(self._path, self.text[start:end].rstrip(" \t\r\n,"), line, column, row)
+        text = self.text[start:end].rstrip(" \t\r\n,")
+        return JsonList(self._path, text, line, column, row, num_rows)
 
     def broken_row(self, position: int, row: int) -> Fault:
         """Why the row at `position` has no end."""

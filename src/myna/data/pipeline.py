@@ -47,7 +47,7 @@ from myna.data.files import (
 )
 from myna.data.formats import RECOGNISED_BY, FieldsSeen, Format, Unfit, convert, recognise
 from myna.data.segments import Segments, SegmentsDiffer
-from myna.data.sources import Source
+from myna.data.sources import Source, read_sources
 from myna.data.store import Columns, Examples, joined
 from myna.data.workers import CannotStart, Workers
 from myna.device import processor
@@ -363,35 +363,8 @@ def _results(
 
 
 def _tasks(sources: Sequence[Source], forms: Sequence[Format | None]) -> Iterator[Task]:
-    taken: Counter[int] = Counter()  # rows of each entry of `data`
-    for number, (source, form) in enumerate(zip(sources, forms, strict=True)):
-        chunks = look_at(source.path).chunks()
-        if source.rows is not None:
-            chunks = _first_rows(chunks, source.rows - taken[source.entry], source.entry, taken)
-        for chunk in chunks:
-            yield Task(number, source.path, form, chunk)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parsed:
-    """A chunk whose rows had to be counted before."""
-
-    rows: list[Record | BadRow]
-
-    def records(self) -> Iterator[Record | BadRow]:
-        return iter(self.rows)
-
-
-def _first_rows(
-    chunks: Iterable[Chunk], left: int, entry: int, taken: Counter[int]
-) -> Iterator[Chunk]:
-    for chunk in chunks:
-        if left <= 0:
-            return
-        rows = list(islice(chunk.records(), left))
-        left -= len(rows)
-        taken[entry] += len(rows)
-        yield _Parsed(rows)
+    for number, chunk in read_sources(sources):
+        yield Task(number, sources[number].path, forms[number], chunk)
 
 
 def _form_of(source: Source) -> Format | None:

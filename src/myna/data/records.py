@@ -8,6 +8,7 @@ kind each (`json_rows.py`, `text_tables.py`, `arrow_tables.py`, `documents.py`).
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 from myna.data.conversation import Place
@@ -52,6 +53,11 @@ class NotJson:
 class Chunk(Protocol):
     """Some consecutive rows of a file, unparsed. It can be pickled, to be parsed elsewhere."""
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows `records` gives, bad ones among them."""
+        ...
+
     def records(self) -> Iterator[Record | BadRow]:
         """The rows in order."""
         ...
@@ -63,9 +69,26 @@ class Refused:
 
     fault: Fault
 
+    @property
+    def num_rows(self) -> int:
+        """1."""
+        return 1
+
     def records(self) -> Iterator[Record | BadRow]:
         """The one row."""
         yield BadRow(self.fault)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first rows of a chunk."""
+
+    chunk: Chunk
+    num_rows: int
+
+    def records(self) -> Iterator[Record | BadRow]:
+        """The rows in order."""
+        return islice(self.chunk.records(), self.num_rows)
 
 
 def describe(value: Any) -> str:

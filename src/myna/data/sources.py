@@ -7,7 +7,7 @@ note. What is in a file is left to `files.py`.
 
 import glob
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 from myna.config import DATASET_INFO, DataEntry, is_glob
 from myna.data.byte_source import SUFFIXES, data_suffix
 from myna.data.dataset_info import look_up
+from myna.data.files import read_chunks
 from myna.data.hub_datasets import fetch_dataset, saved_dataset
+from myna.data.records import Chunk, Head
 from myna.errors import ConfigError, DataError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -73,6 +75,25 @@ def find_sources(data: Sequence[str | DataEntry]) -> tuple[list[Source], list[st
             )
         seen.add(real)
     return sources, notes
+
+
+def read_sources(sources: Sequence[Source]) -> Iterator[tuple[int, Chunk]]:
+    """The rows of all files in order, each chunk with the number of its source, from 0.
+
+    Raises:
+        DataError: as `files.read_chunks`.
+    """
+    left: dict[int, int] = {}  # rows that an entry may still give
+    for number, source in enumerate(sources):
+        for chunk in read_chunks(source.path):
+            if source.rows is not None:
+                left.setdefault(source.entry, source.rows)
+                if not left[source.entry]:
+                    break
+                if chunk.num_rows > left[source.entry]:
+                    chunk = Head(chunk, left[source.entry])
+                left[source.entry] -= chunk.num_rows
+            yield number, chunk
 
 
 def source_name(item: str | DataEntry) -> str:

@@ -47,6 +47,11 @@ class TableRows:
     row: int
     """Number of the first."""
 
+    @property
+    def num_rows(self) -> int:
+        """How many there are."""
+        return len(self.rows)
+
     def records(self) -> Iterator[Record | BadRow]:
         """The rows in order, as objects of texts."""
         for row, (line, fields) in enumerate(self.rows, self.row):
