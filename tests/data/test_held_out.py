@@ -114,16 +114,3 @@ def test_groups_are_those_of_a_search_through_the_links(
     # Nothing more would have fitted: every group left out is larger than what room remained.
     room = wanted - len(held)
     assert all(group.count(each) > room for each in sides[0])
-
-
-def test_plain_texts_are_told_apart_by_what_they_say() -> None:
-    """Their prompts are all the start token, or nothing."""
-    for start in ((), (1,)):
-        texts = [
-            Example("", "", start, (5 + number // 2, 6, 2), Place(Path("a.txt"), n, n), 0)
-            for n, number in enumerate(range(20))
-        ]
-        trained, held_out = split_held_out(texts, 0.3, seed=4)
-        assert len(held_out) == 6  # three texts, each there twice
-        assert {e.completion_ids for e in trained}.isdisjoint(e.completion_ids for e in held_out)
-        assert {e.completion_ids for e in held_out} != {(5, 6, 2), (6, 6, 2), (7, 6, 2)}

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from myna.data.conversation import Place
-from myna.data.store import Example
 from myna.data.loader import loss_weight, num_targets, padded_batches
 from myna.data.packing import pack_step
+from myna.data.store import Example
 from myna.training.computation import Computation, Packed, Padded
 from myna.training.events import EventLog, read_events
 from myna.training.fit import FitSettings, fit

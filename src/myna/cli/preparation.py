@@ -58,9 +58,7 @@ def prepare_rows(
     """
     sources, notes = find_sources(config.data)
     # What an entry says of its columns goes before what is said of all.
-    sources = [
-        replace(source, columns={**config.columns, **source.columns}) for source in sources
-    ]
+    sources = [replace(source, columns={**config.columns, **source.columns}) for source in sources]
     loaded = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     template = choose_template(loaded.tokenizer, loaded.model_type, override=config.template)
     limit = config.train.max_length

@@ -386,7 +386,6 @@ class Encoder:
                 f"{length} tokens of plain text, and max_length is {self.max_length}; a text has "
                 "no prompt that could be shortened.",
                 length=length,
-                tokens=length,
             )
         remark = f'plain texts are trained whole, from "{start_text}" to "{end_text}"'
         if start is None:

@@ -82,7 +82,9 @@ def targets_of_rows(examples: Examples) -> NDArray[np.int64]:
 
 def loss_weights(examples: Examples) -> NDArray[np.float64]:
     """(N,) `loss_weight` of every row."""
-    return targets_of_rows(examples) * examples.weights.astype(np.float64)
+    weights: NDArray[np.float64] = examples.weights.astype(np.float64)
+    weights *= targets_of_rows(examples)
+    return weights
 
 
 class Draws:

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import chain, islice
@@ -37,6 +36,7 @@ from myna.data.dataset import (
 )
 from myna.data.encode import Encoder
 from myna.data.faults import Fault, Faults, OnBadRow
+from myna.data.fields import Unfit
 from myna.data.files import (
     BadRow,
     Chunk,
@@ -45,13 +45,13 @@ from myna.data.files import (
     content_sha256,
     look_at,
 )
-from myna.data.formats import RECOGNISED_BY, FieldsSeen, Format, Unfit, convert, recognise
+from myna.data.formats import RECOGNISED_BY, FieldsSeen, Format, convert, recognise
 from myna.data.segments import Segments, SegmentsDiffer
 from myna.data.sources import Source, read_sources
 from myna.data.store import Columns, Examples, joined
 from myna.data.workers import CannotStart, Workers
 from myna.device import processor
-from myna.errors import ConfigError, DataError
+from myna.errors import DataError
 
 FEW_CHUNKS = 8
 """Up to so many chunks are encoded here and kept in memory: starting processes would take longer,
@@ -192,8 +192,7 @@ class _Account:
         self.chunks = state["chunks"]
         self.tally = Tally.from_json(state["tally"])
         self.files = [
-            FileTally(file["rows"], FieldsSeen.from_json(file["fields"]))
-            for file in state["files"]
+            FileTally(file["rows"], FieldsSeen.from_json(file["fields"])) for file in state["files"]
         ]
 
     def notes(self, sources: Sequence[Source], forms: Sequence[Format | None]) -> Iterator[str]:
