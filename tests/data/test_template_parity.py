@@ -107,7 +107,7 @@ def check_parity(name: str, conversation: Conversation) -> None:
         assert (answer.reasoning or "").strip() in front
         if family.reasons and answer.reasoning is None:
             # What a thinking model writes before an answer that it did not think about is empty.
-            assert not set(front) - set("<think>/\n") or "final" in front
+            assert set(front) <= set("<think>/ \n") or "final" in front
 
         if (bos := tokenizer.bos_token_id) is not None and bos in example.prompt_ids:
             assert example.prompt_ids[0] == bos and example.prompt_ids[1] != bos

@@ -209,6 +209,8 @@ def _with_thinking_named(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def describe(error: Exception) -> str:
     """The text of what a template raised, or its name where it has none."""
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return f"{error.message} (line {error.lineno})"[:_MESSAGE_CHARACTERS]
     return (str(error) or type(error).__name__)[:_MESSAGE_CHARACTERS]
 
 
