@@ -66,7 +66,7 @@ COSTS = {
     "{% if c.next() == 3 %}x{% endif %}{% endfor %}{% endfor %}": "takes",
     "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'ab' }}"
     "{% endfor %}{% endfor %}": "writes",
-    "{{ 'a' * 50000000 }}": "writes",
+    "{{ messages[0].role * 9999999 }}": "writes",
     "{% for a in range(99999) %}{{ lipsum() }}{% endfor %}": "writes",
     "x" * 3_000_000: "writes",
     "{% set ns = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(64) %}"
@@ -206,6 +206,18 @@ def test_long_rows_of_honest_templates_are_rendered() -> None:
     assert whole == [[f"<|im_start|>user\n{text}<|im_end|>\n"]]
 
 
+def test_the_deadline_holds_where_memory_cannot_be_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows: there is no module `resource`."""
+    (tmp_path / "resource.py").write_text("raise ImportError('not here')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(rendering, "DEADLINE_SECONDS", 0.5)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    assert stopped(endless) == "it takes longer than 0.5 seconds for one conversation"
+    assert stopped("{{ messages[0].role * 9999999 }}").startswith("it writes more than ")
+
+
 # Which templates are known
 
 
@@ -321,12 +333,15 @@ def test_copies_for_other_processes_start_their_own() -> None:
 
 
 @LINUX
-def test_the_process_outlives_neither_a_killed_parent_nor_gets_its_secrets() -> None:
+@pytest.mark.parametrize("is_busy", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_the_process_outlives_no_killed_parent_and_gets_no_secrets(is_busy: bool) -> None:
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     program = (
         "import os, signal, sys\nfrom myna.data.rendering import Renderer\n"
         "renderer = Renderer()\n"
         "renderer.render('x', {}, [([], None, 'prompt')])\n"
         "print(renderer._child._process.pid, flush=True)\n"
+        f"renderer.render({endless!r}, {{}}, [([], None, 'prompt')]) if {is_busy} else 0\n"
         "sys.stdin.read()\n"
     )
     with subprocess.Popen(
@@ -339,6 +354,7 @@ def test_the_process_outlives_neither_a_killed_parent_nor_gets_its_secrets() -> 
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert b"hf_secret" not in Path(f"/proc/{pid}/environ").read_bytes()
+        time.sleep(0.3 if is_busy else 0)
         parent.send_signal(signal.SIGKILL)
     for _ in range(100):
         if not Path(f"/proc/{pid}").exists() or "Z" in _state(pid):

@@ -38,7 +38,7 @@ DEADLINE_SECONDS = 2.0
 _START_SECONDS = 60.0
 _AGAIN_SECONDS = 0.5
 """Longest time for a conversation of a batch in which one was stopped already."""
-_END_SECONDS = 1.0
+_END_SECONDS = 5.0
 _WATCH_SECONDS, _IDLE_SECONDS = 0.05, 0.25
 """How often the watch looks at the clock, with and without a request under way."""
 _BUFFER_BYTES = 2**16
