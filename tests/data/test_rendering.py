@@ -281,6 +281,18 @@ def test_more_than_the_pipes_hold() -> None:
     assert Renderer().render(ECHO, {}, requests) == [[text] for text in texts]
 
 
+def test_many_rows_may_take_longer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline is for a conversation, not for a batch: the process shows that it goes on."""
+    monkeypatch.setattr(rendering, "DEADLINE_SECONDS", 0.5)
+    slow = "{% for a in range(99999) %}{% endfor %}" * 2 + ECHO
+    renderer = Renderer()
+    child(renderer)
+    started = time.perf_counter()
+    answers = renderer.render(slow, {}, [(HELLO, None, PROMPT)] * 250)
+    assert answers == [["hello"]] * 250
+    assert time.perf_counter() - started > 0.5, "the test needs a batch that takes longer"
+
+
 def test_any_string_passes_the_wire() -> None:
     for text in ("\ud800", "\x00\x1f\u2028\x85", '"\\\r\n', "😀"):
         messages = [{"role": "user", "content": text}]
@@ -386,6 +398,12 @@ def test_a_process_that_cannot_begin_is_said(monkeypatch: pytest.MonkeyPatch) ->
         "The process that renders chat templates ended with code 2 before it began.\n"
         "  See why with: "
     )
+
+
+def test_a_python_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(ConfigError, match=r"templates could not be started: .*No such file"):
+        Renderer().render(ECHO, {}, [(HELLO, None, PROMPT)])
 
 
 def test_nothing_the_process_answers_is_believed_but_strings() -> None:

@@ -183,15 +183,20 @@ class _Child:
         self._late = False
         self._over = threading.Event()
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        self._process = subprocess.Popen(
-            # -P: that file's folder, with its `files.py` and such, is no place to import from.
-            [sys.executable, "-P", "-S", "-s", template_sandbox.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=_BUFFER_BYTES,
-            env={**inherited, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
+        try:
+            self._process = subprocess.Popen(
+                # -P: that file's folder, with its `files.py` and such, is no place to import from.
+                [sys.executable, "-P", "-S", "-s", template_sandbox.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=_BUFFER_BYTES,
+                env={**inherited, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"The process that renders chat templates could not be started: {error}."
+            ) from error
         assert self._process.stdin is not None and self._process.stdout is not None, "both are PIPE"
         self._input, self._output = self._process.stdin, self._process.stdout
         self._finalizer = weakref.finalize(owner, _end, self._process, self._over)

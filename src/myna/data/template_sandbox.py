@@ -286,8 +286,7 @@ def serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGINT"):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     outgoing = open(sys.stdout.fileno(), "wb", buffering=2**16, closefd=False)  # noqa: SIM115 (as long as the process)
     _limit_memory()
     outgoing.write(READY)
