@@ -393,3 +393,17 @@ def test_faults_of_columns(tmp_path: Path, columns: str, expected: str) -> None:
     found = error(path)
     assert found.startswith(f"{path} line 3: columns is ")
     assert expected in found
+
+
+def test_a_template_is_a_name_or_a_path(tmp_path: Path) -> None:
+    """A built-in template's name is left alone, even where a file is called so."""
+    for name in ("chatml", "mine.jinja"):
+        (tmp_path / name).write_text("x")
+    for given, expected in (
+        ("chatml", "chatml"),
+        ("mine.jinja", str(tmp_path / "mine.jinja")),
+        ("./chatml", str(tmp_path / "chatml")),
+        ("none.jinja", "none.jinja"),
+    ):
+        path = write(tmp_path, f"model: m\ndata: d.json\ntemplate: {given}\n")
+        assert load_config(path, [], {}).config.template == expected

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from myna.data.conversation import Message
 from myna.data.dataset import Dataset
+from myna.data.rendering import TemplateError
 from myna.data.store import Array, Example, Examples, mix
-from myna.data.templates import ChatTemplate, TemplateError
+from myna.data.templates import ChatTemplate
 
 SHOWN = 3
 """Rows named per oddity."""
