@@ -97,7 +97,7 @@ class Terminal:
         for name, value in given.items():
             section, _, leaf = name.rpartition(".")
             (nested.setdefault(section, {}) if section else values)[leaf] = value
-        (self.folder / "job.yaml").write_text(json.dumps(values | nested, ensure_ascii=False))
+        (self.folder / "job.yaml").write_text(json.dumps(nested | values, ensure_ascii=False))
         return "job.yaml"
 
     def shown(self, *arguments: str) -> dict[str, Any]:

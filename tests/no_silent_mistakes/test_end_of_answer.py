@@ -111,7 +111,8 @@ def test_answers_cut_at_max_length(terminal: Terminal, checkpoint: Checkpoint) -
     assert whole == [f"{answer}<|eot_id|>" for answer in answers[: len(whole)]]
     assert shown["trained"] == len(whole)
     assert shown["refused"] == {"over_length": len(rows) - len(whole)}
-    assert "refused 5 longer than max_length" in terminal.run("data", job).text
+    said = terminal.run("data", job)
+    assert f"refused {len(rows) - len(whole)} longer than max_length" in said.text
 
 
 def test_bogus_end_string(terminal: Terminal, checkpoint: Checkpoint) -> None:

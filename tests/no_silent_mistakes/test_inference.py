@@ -14,7 +14,7 @@ from myna.inference.chat import ChatSession
 from myna.inference.generate import Sampling
 from myna.inference.speaker import Speaker, open_speaker
 
-from .conftest import SOME, Checkpoint, Terminal, ask
+from .conftest import SOME, Checkpoint, Terminal
 
 
 def asked(
@@ -83,7 +83,6 @@ def test_hardcoded_token_ids(terminal: Terminal, checkpoint: Checkpoint) -> None
     stops = []
     for family in (yi, renumbered):
         tokenizer = family.tokenizer()
-        tokenizer.add_tokens([])
         encoder = Encoder(
             tokenizer, choose_template(tokenizer, None), stop_ids=family.stop_ids(tokenizer)
         )
@@ -122,7 +121,7 @@ def test_role_name_typo(terminal: Terminal, checkpoint: Checkpoint) -> None:
     assert 'messages[0].role is "sysrem"' in said.text and 'Did you mean "system"?' in said.text
     # Asked of a trained model, it is refused as well.
     assert terminal.run("train", terminal.job(model, SOME)).code == 0
-    questions = terminal.write([row, ask("Who?")][:1], "questions.jsonl")
+    questions = terminal.write([row], "questions.jsonl")
     said = terminal.run("generate", "runs/job", questions, "-o", "answers.jsonl")
     assert said.code == 3 and 'Did you mean "system"?' in said.text
     assert not Path("answers.jsonl").exists()

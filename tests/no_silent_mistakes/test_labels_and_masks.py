@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from chat_families import PLAIN
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from myna.cli.preparation import prepare_rows
@@ -84,7 +84,7 @@ def test_fixed_length_padding() -> None:
     """No row is padded beyond its batch, and an answer with the pad's id in it keeps that label."""
     words = {"<unk>": 0, "</s>": 1, "问": 2, "答": 3, "：": 4, "鸟": 5}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="<unk>", pad_token="<unk>", eos_token="</s>"
     )

@@ -147,7 +147,7 @@ def test_peft_wrapped_twice(terminal: Terminal, checkpoint: Checkpoint) -> None:
     more = adapter(terminal, "more")
     assert {name: t.shape for name, t in more.items()} == {n: t.shape for n, t in once.items()}
     # The adapter folder given as the base.
-    said = terminal.run("train", terminal.job(Path("runs/job/adapter"), SOME))
+    said = terminal.run("train", terminal.job(Path("runs/job/adapter"), SOME), "output=runs/third")
     assert said.code == 2
     assert f"This is an adapter; its base model is {model}" in said.text
     # An adapter lying in the base's folder: transformers would put it on without a word.

@@ -12,8 +12,6 @@ DEFECTS = ROOT.parent / "shared" / "tutorials" / "DEFECTS.md"
 NO_TOOL_CAN_PREVENT = {"stale_or_copied_outputs", "hardcoded_api_key"}
 NAMED_ELSEWHERE = {"code_bug": "test_examples_load"}
 
-Row = tuple[str, int, str, str, str]
-
 
 def rows(path: Path) -> list[list[str]]:
     """Cells of all table rows but heads and rules; a cell may hold an escaped bar."""
@@ -22,7 +20,7 @@ def rows(path: Path) -> list[list[str]]:
     return [row for row in cells if row[1].isdigit()]
 
 
-def tests_of(folder: Path) -> set[str]:
+def names_of_tests(folder: Path) -> set[str]:
     return {
         node.name
         for path in folder.rglob("test_*.py")
@@ -32,8 +30,8 @@ def tests_of(folder: Path) -> set[str]:
 
 
 def test_every_row_has_a_test_named_after_its_defect() -> None:
-    here = tests_of(Path(__file__).parent)
-    anywhere = tests_of(ROOT / "tests")
+    here = names_of_tests(Path(__file__).parent)
+    anywhere = names_of_tests(ROOT / "tests")
     listed = rows(TABLE)
     assert len({code for code, *_ in listed}) == len(listed) == 49
     for code, _, meaning, answer, test in listed:
@@ -48,11 +46,11 @@ def test_every_row_has_a_test_named_after_its_defect() -> None:
 
 def test_every_test_named_after_a_defect_is_in_the_table() -> None:
     codes = {code for code, *_ in rows(TABLE)}
-    about_the_table = {name for name in tests_of(Path(__file__).parent) if "table" in name}
+    about_the_table = {name for name in names_of_tests(Path(__file__).parent) if "table" in name}
     about_the_table |= {"test_every_row_has_a_test_named_after_its_defect"}
     about_the_table |= {"test_every_defect_of_the_collection_has_a_row_with_its_count"}
     others = {"test_markers_that_are_tokens_are_not_warned_of"}
-    found = tests_of(Path(__file__).parent) - about_the_table - others
+    found = names_of_tests(Path(__file__).parent) - about_the_table - others
     assert {name.removeprefix("test_") for name in found} <= codes
 
 
