@@ -1,10 +1,10 @@
 """Every tutorial recipe against myna: the same text, or the tutorial's own defect between the two.
 
-`tutorial_recipes.json` holds, of each recipe, the prompt and answer that the tutorial trains for the
-row (SYS, INSTR, INP, OUT), the codes of its defects, its settings, and what myna trains instead. A
-`Reading` says which family's template applies, how the row is written for myna, and which defect makes
-which difference: each is one replacement in the tutorial's text. After all of them, and nothing else,
-both texts are equal.
+`tutorial_recipes.json` holds, of each recipe, the prompt and answer that the tutorial trains for
+the row (SYS, INSTR, INP, OUT), the codes of its defects, its settings, and what myna trains
+instead. A `Reading` says which family's template applies, how the row is written for myna, and
+which defect makes which difference: each is one replacement in the tutorial's text. After all of
+them, and nothing else, both texts are equal.
 """
 
 import json
@@ -428,5 +428,5 @@ def test_a_model_without_bos_in_its_template_is_trained_without_and_the_run_says
     tmp_path: Path,
 ) -> None:
     (minicpm,) = [recipe for recipe in GOLDEN if recipe["name"] == "minicpm-2b-sft-lora"]
-    notes = train(minicpm, tmp_path).dataset.notes
-    assert any(note.startswith('the chat template writes no "<s>"; servers add none') for note in notes)
+    said = 'the chat template writes no "<s>"; servers add none'
+    assert any(note.startswith(said) for note in train(minicpm, tmp_path).dataset.notes)

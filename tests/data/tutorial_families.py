@@ -74,7 +74,9 @@ GLM = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "[gMASK]")
 THINK = ("<think>", "</think>")
 
 FAMILIES: dict[str, Family] = {
-    "atom": Family(OURS / "atom.jinja", eos="</s>", bos="<s>", pad="</s>", unk="<unk>", adds_bos=True),
+    "atom": Family(
+        OURS / "atom.jinja", eos="</s>", bos="<s>", pad="</s>", unk="<unk>", adds_bos=True
+    ),
     "baichuan2": Family(
         OURS / "baichuan2.jinja",
         eos="</s>",

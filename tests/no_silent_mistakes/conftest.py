@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from peft import PeftModel
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from tutorial_families import FAMILIES
 
 from myna.cli.main import main
+from myna.lora.inject import inject
 
 Rows = list[dict[str, Any]]
 Checkpoint = Callable[[str], Path]
@@ -132,6 +134,21 @@ def terminal(
         return Said(code, out, errors)
 
     return Terminal(tmp_path, run)
+
+
+def adapted(model: PreTrainedModel) -> PeftModel:
+    """`model` with a new adapter on all linear layers."""
+    return inject(
+        model,
+        rank=4,
+        alpha=8,
+        dropout=0.0,
+        target_modules="all-linear",
+        use_rslora=False,
+        use_dora=False,
+        init="default",
+        seed=1,
+    ).model
 
 
 def ask(question: str, answer: str = "Paris.", **more: Any) -> dict[str, Any]:

@@ -81,7 +81,9 @@ def test_no_end_token(terminal: Terminal, checkpoint: Checkpoint) -> None:
     (row,) = terminal.trained(model, [ask("Who?", "A bird.")])
     assert row["completion_text"] == "\nA bird.<|endoftext|>"
     said = terminal.run("data", terminal.job(model, SOME))
-    assert 'ends an answer with no stop token; "<|endoftext|>" was appended (8 answers)' in said.text
+    assert (
+        'ends an answer with no stop token; "<|endoftext|>" was appended (8 answers)' in said.text
+    )
     # With neither a stop token in the template nor an eos, nothing is trained.
     settings = terminal.folder / "no_eos"
     settings.mkdir()

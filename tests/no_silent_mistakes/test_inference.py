@@ -56,7 +56,9 @@ def test_train_infer_prompt_mismatch(
         turns = [[system, {"role": "user", "content": question}] for question in questions]
     saved = AutoTokenizer.from_pretrained("runs/job/adapter")
     served = [
-        tuple(saved.apply_chat_template(turn, add_generation_prompt=True, tokenize=True)["input_ids"])
+        tuple(
+            saved.apply_chat_template(turn, add_generation_prompt=True, tokenize=True)["input_ids"]
+        )
         for turn in turns
     ]
     assert served == trained
@@ -103,7 +105,10 @@ def test_wrong_stop_id(terminal: Terminal, checkpoint: Checkpoint) -> None:
     speaker = open_speaker("runs/job", device="cpu", dtype="float32")
     stops = speaker.settings(Sampling()).eos_token_id
     assert ends <= set(stops)
-    assert sorted(speaker.tokenizer.convert_ids_to_tokens(stops)) == ["<|end_of_text|>", "<|eot_id|>"]
+    assert sorted(speaker.tokenizer.convert_ids_to_tokens(stops)) == [
+        "<|end_of_text|>",
+        "<|eot_id|>",
+    ]
     assert speaker.tokenizer.bos_token_id not in stops
 
 

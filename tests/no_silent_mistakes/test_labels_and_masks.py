@@ -18,7 +18,7 @@ from myna.data.templates import choose_template
 from myna.models.load import load_model
 from myna.training.computation import Packed, choose_computation
 
-from .conftest import SOME, Checkpoint, Rows, Terminal, ask
+from .conftest import SOME, Checkpoint, Rows, Terminal, adapted, ask
 
 CPU = torch.device("cpu")
 UNEVEN = [ask("Who?", "A bird."), ask("What is the capital of France?", "Paris, I think."), *SOME]
@@ -109,7 +109,8 @@ def test_fixed_length_padding() -> None:
 def test_packing_without_boundaries(terminal: Terminal, checkpoint: Checkpoint) -> None:
     """Rows in one pack have the loss that each has alone, and their order does not matter."""
     examples = examples_of(terminal, checkpoint("llama3"), UNEVEN)
-    model = load_model(str(checkpoint("llama3")), dtype=torch.float32, device=CPU).model
+    base = load_model(str(checkpoint("llama3")), dtype=torch.float32, device=CPU).model
+    model = adapted(base)
     computation, how = choose_computation(
         model, micro_batch_size=None, padded_rows=8, pad_id=0, device=CPU
     )

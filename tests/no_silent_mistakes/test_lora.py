@@ -16,22 +16,10 @@ from transformers import (
     Gemma3ForConditionalGeneration,
 )
 
-from myna.lora.inject import inject
 from myna.models.load import load_model
 from myna.training.events import read_events
 
-from .conftest import SOME, Checkpoint, Terminal
-
-SHAPE = {
-    "rank": 4,
-    "alpha": 8,
-    "dropout": 0.0,
-    "target_modules": "all-linear",
-    "use_rslora": False,
-    "use_dora": False,
-    "init": "default",
-    "seed": 1,
-}
+from .conftest import SOME, Checkpoint, Terminal, adapted
 
 
 def digest(folder: Path) -> str:
@@ -165,8 +153,7 @@ def test_trainer_gets_base_model(terminal: Terminal, checkpoint: Checkpoint) -> 
     model = load_model(
         str(checkpoint("llama3")), dtype=torch.float32, device=torch.device("cpu")
     ).model
-    injected = inject(model, **SHAPE)
-    trained = {n for n, p in injected.model.named_parameters() if p.requires_grad}
+    trained = {n for n, p in adapted(model).named_parameters() if p.requires_grad}
     assert trained and all(".lora_A." in name or ".lora_B." in name for name in trained)
     assert terminal.run("train", terminal.job(checkpoint("llama3"), SOME)).code == 0
     steps = [e for e in read_events(Path("runs/job/events.jsonl")) if e["event"] == "step"]
@@ -175,6 +162,4 @@ def test_trainer_gets_base_model(terminal: Terminal, checkpoint: Checkpoint) -> 
     checkpoints = sorted(Path("runs/job/checkpoints").iterdir())
     state = json.loads((checkpoints[-1] / "state.json").read_text())
     assert state["step"] == 2
-    assert load_file(checkpoints[-1] / "adapter.safetensors").keys() == adapter(
-        terminal
-    ).keys()
+    assert load_file(checkpoints[-1] / "adapter.safetensors").keys() == adapter(terminal).keys()

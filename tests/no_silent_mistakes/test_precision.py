@@ -53,12 +53,12 @@ def test_gc_without_input_grads(terminal: Terminal, checkpoint: Checkpoint) -> N
     """Recomputing activations changes no loss, and the lowest layer learns."""
     job = terminal.job(checkpoint("llama3"), SOME, train__max_steps=3)
     for value in ("true", "false"):
-        said = terminal.run(
-            "train", job, f"gradient_checkpointing={value}", f"output=runs/{value}"
-        )
+        said = terminal.run("train", job, f"gradient_checkpointing={value}", f"output=runs/{value}")
         assert said.code == 0, said.text
         adapter = load_file(f"runs/{value}/adapter/adapter_model.safetensors")
-        lowest = {name: t for name, t in adapter.items() if ".layers.0." in name and "lora_B" in name}
+        lowest = {
+            name: t for name, t in adapter.items() if ".layers.0." in name and "lora_B" in name
+        }
         assert len(lowest) == 7 and all(tensor.any() for tensor in lowest.values())
     assert losses("true") == pytest.approx(losses("false"), rel=1e-6)
 

@@ -581,8 +581,8 @@ class Encoder:
         if plain:
             listed = ", ".join(f'"{marker}"' for marker in plain)
             self.notes.append(
-                f"the chat template ({self.template.origin}) writes {listed}, and the tokenizer has "
-                "no such token: it is read as letters; is this the template of another model?"
+                f"the chat template ({self.template.origin}) writes {listed}, and the tokenizer "
+                "has no such token: it is read as letters; is this the template of another model?"
             )
 
     def _ids(self, texts: list[str]) -> list[list[int]]:

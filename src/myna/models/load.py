@@ -88,8 +88,8 @@ def load_config(
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
             f"{folder}: adapter_config.json lies beside config.json. transformers would load that "
-            "adapter, and the base that it names, in place of this model.\n  Move the adapter_* files "
-            "to a folder of their own; to go on from that adapter, set lora.start_from to the folder."
+            "adapter, and the base that it names, in place of this model.\n  Move the adapter_* "
+            "files to a folder of their own; to go on from them, set lora.start_from to it."
         )
     try:
         with quiet_transformers():
