@@ -6,7 +6,7 @@ import pytest
 import torch
 from chat_families import PLAIN
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from myna.cli.preparation import prepare_rows
 from myna.config_file import load_config
@@ -16,7 +16,7 @@ from myna.data.formats import Rows as ReadRows
 from myna.data.loader import Batch, padded_batches
 from myna.data.templates import choose_template
 from myna.models.load import load_model
-from myna.training.computation import Packed, choose_computation
+from myna.training.computation import Packed, Padded, choose_computation
 
 from .conftest import SOME, Checkpoint, Rows, Terminal, adapted, ask
 
@@ -56,18 +56,25 @@ def test_assistant_header_supervised(terminal: Terminal, checkpoint: Checkpoint)
 
 
 def test_no_attention_mask(terminal: Terminal, checkpoint: Checkpoint) -> None:
-    """Rows padded together have the losses that each has alone."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint("llama3")).eval()
+    """Padded rows are given to the model with their mask, and lose as much as each does alone."""
+    base = load_model(str(checkpoint("llama3")), dtype=torch.float32, device=CPU).model
+    model = adapted(base)
     examples = examples_of(terminal, checkpoint("llama3"), UNEVEN)
+    masks: list[torch.Tensor] = []
+    base.register_forward_pre_hook(
+        lambda _, args, given: masks.append(given["attention_mask"]), with_kwargs=True
+    )
 
-    def loss(batch: Batch) -> float:
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        chosen = logits.flatten(0, 1)[batch.positions]
-        return torch.nn.functional.cross_entropy(chosen, batch.targets, reduction="sum").item()
+    def loss(rows: int) -> float:
+        computation = Padded(rows, 0, CPU)
+        with torch.no_grad(), computation.prepared(model):
+            pieces = computation.pieces(examples, range(len(examples)))
+            return sum(computation.summed_loss(model, piece).item() for piece in pieces)
 
-    with torch.no_grad():
-        alone = sum(loss(batch_of([example])) for example in examples)
-        assert loss(batch_of(examples)) == pytest.approx(alone, rel=1e-5)
+    together = loss(len(examples))
+    lengths = [len(example.prompt_ids) + len(example.completion_ids) for example in examples]
+    assert masks.pop().sum(1).tolist() == lengths and min(lengths) < max(lengths)
+    assert together == pytest.approx(loss(1), rel=1e-5)
 
 
 def test_attention_mask_length_mismatch(terminal: Terminal, checkpoint: Checkpoint) -> None:
