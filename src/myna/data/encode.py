@@ -45,9 +45,6 @@ _ANCHORS = ("", "\n", "a", "。", "0")
 _THINK_TAIL = re.compile(r"(?:<think>\s*)?(?:</think>\s*)?\Z")
 """What the generation prompt of a thinking model may end in, and its history lack."""
 
-_MARKER = re.compile(r"(?<!<)<(?:\|[^<>|\n]{1,40}\||[^<>|\s]{1,40})>|\[\|[^\[\]|\n]{1,40}\|\]")
-"""What looks like a control token: `<|user|>`, `<s>`, `[|AI|]`."""
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -204,7 +201,6 @@ class Encoder:
             if id_ in self._stop_set
         )
         self._check_bos()
-        self._name_plain_markers()
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
@@ -561,28 +557,6 @@ class Encoder:
             self.notes.append(
                 f'the chat template writes no "{token}"; servers add none to a rendered chat, so '
                 "training and chat go without"
-            )
-
-    def _name_plain_markers(self) -> None:
-        """Say which markers of the template are no tokens: the model reads them as letters."""
-        question = Message("user", "a")
-        text = self.template.render([question], add_generation_prompt=True)
-        text += self.template.render(
-            [question, Message("assistant", "a")], add_generation_prompt=False
-        )
-        if self._control is not None:
-            text = self._control.sub("\n", text)
-        unknown = (None, self.tokenizer.unk_token_id)
-        plain = [
-            marker
-            for marker in dict.fromkeys(_MARKER.findall(text))
-            if self.tokenizer.convert_tokens_to_ids(marker) in unknown
-        ]
-        if plain:
-            listed = ", ".join(f'"{marker}"' for marker in plain)
-            self.notes.append(
-                f"the chat template ({self.template.origin}) writes {listed}, and the tokenizer "
-                "has no such token: it is read as letters; is this the template of another model?"
             )
 
     def _ids(self, texts: list[str]) -> list[list[int]]:

@@ -7,6 +7,7 @@ server that uses the same template see the same text. Token ids are left to `enc
 Templates are rendered in this process: one that loops for ever is not stopped here.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,11 @@ THINKING_SWITCH = "enable_thinking"
 """The variable by which templates of thinking models are told to leave the thinking out."""
 
 _PROBE_SYSTEM, _PROBE_USER = "myna probe of the system text", "myna probe of the user text"
+
+_MARKER = re.compile(
+    r"(?<!<)<(?:[|｜][^<>|｜\n]{1,40}[|｜]|[^<>|\s]{1,40})>|\[\|[^\[\]|\n]{1,40}\|\]:?"
+)
+"""What is meant as one token, if a template writes it: `<|user|>`, `<s>`, `[|AI|]:`."""
 
 
 class TemplateError(DataError):
@@ -128,6 +134,13 @@ def choose_template(
         template = template.with_thinking(False)
     template, system_notes = _probe(template)
     notes += system_notes
+    if split := _plain_markers(template, tokenizer):
+        listed = ", ".join(f'"{marker}"' for marker in split)
+        are = "is not one token" if len(split) == 1 else "are not one token each"
+        notes.append(
+            f"the chat template writes {listed}, which {are} of this tokenizer but plain text: "
+            "another model's template?"
+        )
     if "strftime_now" in source:
         notes.append(
             "the chat template writes today's date into every prompt; prompts of another day differ"
@@ -198,6 +211,23 @@ def _probe(template: ChatTemplate) -> tuple[ChatTemplate, list[str]]:
         f"the chat template {how} the system role; a system text is put before the first user's "
         "text, with a blank line between"
     ]
+
+
+def _plain_markers(template: ChatTemplate, tokenizer: Any) -> list[str]:
+    """Markers of a question and its answer that the tokenizer reads as letters."""
+    question, answer = Message("user", _PROBE_USER), Message("assistant", _PROBE_USER)
+    text = template.render([question], add_generation_prompt=True)
+    with contextlib.suppress(TemplateError):  # `encode.py` refuses such a template
+        text += template.render([question, answer], add_generation_prompt=False)
+    added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    for token in added:  # `[|AI|]:` is one, though `[|AI|]` is none
+        text = text.replace(token, "\n")
+
+    def is_token(marker: str) -> bool:
+        ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
+        return marker in tokenizer.convert_ids_to_tokens(ids)
+
+    return [marker for marker in dict.fromkeys(_MARKER.findall(text)) if not is_token(marker)]
 
 
 def _fold_system(messages: Sequence[Message]) -> Sequence[Message]:
