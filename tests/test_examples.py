@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from myna.config import Config
 from myna.config_file import load_config
+from myna.data.templates import BUILT_IN
 from myna.lora.inject import inject
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +127,7 @@ def test_an_example_has_the_tutorials_values_or_says_why_not(
 def test_names_of_files_in_an_example_exist(name: str) -> None:
     config = load_config(EXAMPLES[name]).config
     if config.template is not None:
-        assert Path(config.template).is_file()
+        assert config.template in BUILT_IN or Path(config.template).is_file()
 
 
 TINY = {

@@ -139,7 +139,8 @@ class Config(Part):
     """Persona or instruction in front of every conversation that has no system message of its own.
     It is saved with the adapter and used by `myna chat`."""
     template: str | None = None
-    """A chat template file (Jinja) in place of the tokenizer's own."""
+    """A chat template in place of the tokenizer's own: the name of a built-in one (`chatml`,
+    `alpaca`, `vicuna` …) or a Jinja file, whose name has a path separator or ends in .jinja."""
     output: str | None = None
     """Run directory. Not set: runs/<stem of the YAML or data file>."""
     held_out: Annotated[float, Field(ge=0)] = 0.0

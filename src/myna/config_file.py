@@ -409,14 +409,19 @@ def _with_resolved_paths(config: Config, path: Path | None) -> Config:
         found = resolve_path(text, *beside)
         return str(found) if found is not None else text
 
-    start_from = config.lora.start_from
+    start_from, template = config.lora.start_from, config.template
     return config.model_copy(
         update={
             "model": absolute(config.model),
             "data": [absolute(entry) for entry in config.data],
-            "template": None if config.template is None else absolute(config.template),
+            "template": absolute(template) if template and _is_path(template) else template,
             "lora": config.lora.model_copy(
                 update={"start_from": None if start_from is None else absolute(start_from)}
             ),
         }
     )
+
+
+def _is_path(template: str) -> bool:
+    """Whether a template is a file, and not the name of a built-in one (`data/templates.py`)."""
+    return any(mark in template for mark in "/\\.")

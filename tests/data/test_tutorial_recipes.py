@@ -144,12 +144,12 @@ READINGS: dict[str, Reading] = {
         "atom",
         (
             GLUED,
-            prompt(NOT_THE_MODELS, "Human:\n", "Human: "),
-            prompt(NOT_THE_MODELS, "问题：INSTR", "问题：\n\nINSTR"),
+            prompt(NOT_THE_MODELS, "Human:\n", "System: "),
+            prompt(NOT_THE_MODELS, "问题：INSTR", "问题：\n</s><s>Human: INSTR"),
             prompt("newline_lost_by_strip", "INP</s>", "INP\n</s>"),
             answer("assistant_header_supervised", "<s>Assistant:", ""),
             prompt("assistant_header_supervised", "INP\n</s>", "INP\n</s><s>Assistant:"),
-            prompt(NOT_THE_MODELS, "<s>Assistant:", "<s>Assistant: "),
+            answer(NOT_THE_MODELS, "OUT", " OUT"),
             answer("bogus_end_string", "<\\s>", ""),
             answer("end_token_never_trained", "OUT\n", "OUT\n</s>"),
         ),
@@ -290,13 +290,13 @@ READINGS: dict[str, Reading] = {
         answer="<think>\nTHINK\n</think>\n\nANSWER",
     ),
     "transnormerllm-7b-lora": Reading(
-        # A base model: nothing is the model's own, and myna refuses to guess (test below).
-        "question_answer",
+        # A base model: nothing is the model's own, and myna refuses to guess.
+        "alpaca",
         (
             GLUED,
             prompt(NOT_THE_MODELS, "<|im_start|>system\n", ""),
-            prompt(NOT_THE_MODELS, "<|im_end|>\n<|im_start|>user\n", "\n\n### Question:\n"),
-            prompt(NOT_THE_MODELS, "<|im_end|>\n<|im_start|>assistant\n", "\n\n### Answer:\n"),
+            prompt(NOT_THE_MODELS, "<|im_end|>\n<|im_start|>user\n", "\n\n### Instruction:\n"),
+            prompt(NOT_THE_MODELS, "<|im_end|>\n<|im_start|>assistant\n", "\n\n### Response:\n"),
         ),
     ),
     "yi-6b-chat-lora": Reading(

@@ -14,9 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 SHIPPED = Path(__file__).parent / "family_templates"
 """Templates that the tokenizers of the hub ship."""
-OURS = Path(__file__).parents[2] / "examples" / "templates"
-"""Templates for models that ship none: users set `template:` to these."""
 BUILT_IN = Path(__file__).parents[2] / "src" / "myna" / "data" / "builtin_templates"
+"""Templates for models that ship none."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,10 @@ THINK = ("<think>", "</think>")
 
 FAMILIES: dict[str, Family] = {
     "atom": Family(
-        OURS / "atom.jinja", eos="</s>", bos="<s>", pad="</s>", unk="<unk>", adds_bos=True
+        BUILT_IN / "atom.jinja", eos="</s>", bos="<s>", pad="</s>", unk="<unk>", adds_bos=True
     ),
     "baichuan2": Family(
-        OURS / "baichuan2.jinja",
+        BUILT_IN / "baichuan2.jinja",
         eos="</s>",
         bos="<s>",
         unk="<unk>",
@@ -181,11 +180,11 @@ FAMILIES: dict[str, Family] = {
         control=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
         stops=("<|end|>",),
     ),
-    "question_answer": Family(
-        OURS / "question_answer.jinja", eos="</s>", bos="<s>", pad="</s>", unk="<unk>"
+    "alpaca": Family(
+        BUILT_IN / "alpaca.jinja", eos="</s>", bos="<s>", pad="</s>", unk="<unk>"
     ),
     "qwen": Family(
-        OURS / "qwen.jinja",
+        BUILT_IN / "qwen.jinja",
         eos="<|endoftext|>",
         pad="<|endoftext|>",
         control=CHATML,
@@ -222,6 +221,6 @@ FAMILIES: dict[str, Family] = {
         control=CHATML,
     ),
     "yuan2": Family(
-        OURS / "yuan2.jinja", eos="<eod>", pad="<eod>", unk="<unk>", control=("<sep>", "<n>")
+        BUILT_IN / "yuan2.jinja", eos="<eod>", pad="<eod>", unk="<unk>", control=("<sep>", "<n>")
     ),
 }

@@ -24,7 +24,8 @@ from typing import Any, Literal
 from myna.data.conversation import Conversation, Message, Place
 from myna.data.faults import Fault, raise_faults
 from myna.data.formats import Rows
-from myna.data.templates import ChatTemplate, TemplateError
+from myna.data.rendering import STOPPED_MEND, TemplateError, TemplateStopped
+from myna.data.templates import ChatTemplate
 from myna.errors import ConfigError, DataError
 
 OverLength = Literal["error", "drop", "truncate_prompt"]
@@ -44,6 +45,9 @@ _ANCHORS = ("", "\n", "a", "。", "0")
 
 _THINK_TAIL = re.compile(r"(?:<think>\s*)?(?:</think>\s*)?\Z")
 """What the generation prompt of a thinking model may end in, and its history lack."""
+
+_EMPTY_THINKING = re.compile(r"\s*(?:<think>\s*)?</think>(\s*)")
+"""How history may begin an answer whose thinking it leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +143,23 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
-    """An answer as text, before tokenization."""
+class _Answer:
+    """An answer to train, before it is rendered."""
 
-    prompt_text: str
-    completion_text: str
     before: Sequence[Message]
     answer: Message
     tools: Sequence[Mapping[str, Any]] | None
     place: Place
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """An answer as text, before tokenization."""
+
+    prompt_text: str
+    completion_text: str
+    of: _Answer
     remark: str | None
     """What was done to the text beyond the template, for the notes."""
 
@@ -236,12 +247,7 @@ class Encoder:
         self, conversations: Sequence[Conversation]
     ) -> list[list[tuple[Example, str | None]] | RowRefused]:
         """Per conversation its examples, each with a remark for the notes, or why it is refused."""
-        rows: list[list[_Turn] | RowRefused] = []
-        for conversation in conversations:
-            try:
-                rows.append(list(self._turns(conversation)))
-            except RowRefused as refusal:
-                rows.append(refusal)
+        rows = self._turns(conversations)
         turns = [turn for row in rows if isinstance(row, list) for turn in row]
         prompt_ids = iter(self._ids([turn.prompt_text for turn in turns]))
         whole_ids = iter(self._ids([turn.prompt_text + turn.completion_text for turn in turns]))
@@ -258,7 +264,30 @@ class Encoder:
                 outcomes.append(refusal)
         return outcomes
 
-    def _turns(self, conversation: Conversation) -> Iterator[_Turn]:
+    def _turns(self, conversations: Sequence[Conversation]) -> list[list[_Turn] | RowRefused]:
+        """Per conversation its trained answers as text; all are rendered together."""
+        wanted: list[list[_Answer] | RowRefused] = []
+        for conversation in conversations:
+            try:
+                wanted.append(list(self._answers(conversation)))
+            except RowRefused as refusal:
+                wanted.append(refusal)
+        answers = [answer for row in wanted if isinstance(row, list) for answer in row]
+        rendered = iter(self._render(answers))
+        rows: list[list[_Turn] | RowRefused] = []
+        for row in wanted:
+            if isinstance(row, RowRefused):
+                rows.append(row)
+                continue
+            # Taken for all answers before any can be refused: the iterator stays in step.
+            pairs = [(answer, next(rendered)) for answer in row]
+            try:
+                rows.append([self._turn(*pair) for pair in pairs])
+            except RowRefused as refusal:
+                rows.append(refusal)
+        return rows
+
+    def _answers(self, conversation: Conversation) -> Iterator[_Answer]:
         if found := self._find_control_token(conversation.messages, conversation.tools):
             kind, finding, mend = found
             raise RowRefused("control_token", conversation.place, finding, mend, kind=kind)
@@ -270,7 +299,7 @@ class Encoder:
             number += 1
             if message.trained:
                 found_any = True
-                yield self._turn(
+                yield _Answer(
                     messages[:index], message, conversation.tools, conversation.place, number
                 )
         if not found_any:
@@ -281,19 +310,36 @@ class Encoder:
                 "Add an answer or delete the row.",
             )
 
-    def _turn(
-        self,
-        before: Sequence[Message],
-        answer: Message,
-        tools: Sequence[Mapping[str, Any]] | None,
-        place: Place,
-        number: int,
-    ) -> _Turn:
+    def _render(self, answers: Sequence[_Answer]) -> list[tuple[str, str] | TemplateError]:
+        """Per answer the prompt before it, and the conversation with it; or why there is none."""
+        rendered: list[tuple[str, str] | TemplateError | None] = [None] * len(answers)
+        for thinking, template in self._renderers.items():
+            chosen = [
+                index
+                for index, of in enumerate(answers)
+                if (of.answer.reasoning is not None) is thinking
+            ]
+            turns = [([*answers[i].before, answers[i].answer], answers[i].tools) for i in chosen]
+            try:
+                texts = template.render_answers(turns)
+            except TemplateStopped as stop:
+                place = answers[chosen[stop.index]].place
+                raise DataError(
+                    f"{place}: the chat template was stopped: {stop.why}.\n{STOPPED_MEND}"
+                ) from stop
+            for index, pair in zip(chosen, texts, strict=True):
+                rendered[index] = pair
+        return [pair for pair in rendered if pair is not None]
+
+    def _turn(self, of: _Answer, texts: tuple[str, str] | TemplateError) -> _Turn:
+        before, answer, tools, place = of.before, of.answer, of.tools, of.place
         template = self._renderers[answer.reasoning is not None]
         try:
-            prompt = template.render(before, tools, add_generation_prompt=True)
-            whole = template.render([*before, answer], tools, add_generation_prompt=False)
-            if not whole.startswith(prompt) and before[0].role == "system":
+            if isinstance(texts, TemplateError):
+                raise texts
+            prompt, whole = texts
+            is_moved = not whole.startswith(prompt) and not _opens_thinking(prompt)
+            if is_moved and before[0].role == "system":
                 whole = _rejoin_system(template, before, answer, tools, prompt) or whole
         except TemplateError as error:
             raise RowRefused(
@@ -319,19 +365,23 @@ class Encoder:
                 "Remove the tools, or set `template: FILE` to one that writes them.",
             )
         completion, remark = self._completion(prompt, whole, answer, place)
-        return _Turn(prompt, completion, before, answer, tools, place, number, remark)
+        return _Turn(prompt, completion, of, remark)
 
     def _completion(
         self, prompt: str, whole: str, answer: Message, place: Place
     ) -> tuple[str, str | None]:
         """The text to learn: what `whole` has behind `prompt`, up to its first stop token."""
         remark = None
-        if whole.startswith(prompt):
+        is_dropped = _opens_thinking(prompt) and not _has_reasoning(whole[len(prompt) :], answer)
+        if whole.startswith(prompt) and not is_dropped:
             completion = whole[len(prompt) :]
         else:
             completion, remark = _join_thinking(prompt, whole, answer, place)
         for name, text in (("answer", answer.content), ("reasoning", answer.reasoning or "")):
-            if text.strip() not in completion:
+            is_there = text.strip() in completion
+            if name == "reasoning":
+                is_there = _has_reasoning(completion, answer)
+            if not is_there:
                 raise RowRefused(
                     f"{name}_dropped",
                     place,
@@ -364,7 +414,7 @@ class Encoder:
                 return shorter
         raise RowRefused(
             "over_length",
-            turn.place,
+            turn.of.place,
             f"{length} tokens (prompt {len(example.prompt_ids)}, answer "
             f"{len(example.completion_ids)}), and max_length is {self.max_length}.",
             length=length,
@@ -380,7 +430,7 @@ class Encoder:
             last = completion_ids[-1:]
             raise RowRefused(
                 "no_stop",
-                turn.place,
+                turn.of.place,
                 f"the answer ends in {self.tokenizer.convert_ids_to_tokens(last)} (ids {last}), "
                 f"which is none of the stop ids {sorted(self._stop_set)}.",
                 "The model would not learn to stop; the tokenizer and its template do not fit.",
@@ -388,7 +438,7 @@ class Encoder:
         if not self._stop_set.isdisjoint(completion_ids[:-1]):
             raise RowRefused(
                 "stop_in_answer",
-                turn.place,
+                turn.of.place,
                 "the answer contains a stop token before its end, where it would be cut.",
                 "Remove it from the text.",
             )
@@ -397,8 +447,8 @@ class Encoder:
             turn.completion_text,
             tuple(prompt_ids),
             tuple(completion_ids),
-            turn.place,
-            turn.number,
+            turn.of.place,
+            turn.of.number,
         )
 
     def _encode_alone(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> list[int]:
@@ -417,7 +467,7 @@ class Encoder:
                 return completion_ids
         raise RowRefused(
             "boundary",
-            turn.place,
+            turn.of.place,
             "prompt and answer cannot be tokenized apart without changing the text.",
             f"The prompt ends in {_excerpt(turn.prompt_text, tail=True)}, the answer is "
             f"{_excerpt(turn.completion_text)}",
@@ -425,7 +475,7 @@ class Encoder:
 
     def _drop_turns(self, turn: _Turn) -> Example | None:
         """Without as many of the oldest turns as it takes; system and last user turn stay."""
-        head, turns = _split_turns(turn.before)
+        head, turns = _split_turns(turn.of.before)
         for first in range(1, len(turns)):
             before = [*head, *(message for group in turns[first:] for message in group)]
             example = self._attempt(turn, before)
@@ -435,7 +485,7 @@ class Encoder:
 
     def _shorten_text(self, turn: _Turn) -> Example | None:
         """Only the last turn, its user text without as much of its middle as it takes."""
-        head, turns = _split_turns(turn.before)
+        head, turns = _split_turns(turn.of.before)
         question, *rest = turns[-1]
         best = None
         low, high = _MIN_KEPT, len(question.content) - len(_GAP) - 1
@@ -453,7 +503,8 @@ class Encoder:
 
     def _attempt(self, turn: _Turn, before: Sequence[Message]) -> Example | None:
         """The turn with other messages before it, if that fits."""
-        made = self._turn(before, turn.answer, turn.tools, turn.place, turn.number)
+        of = replace(turn.of, before=before)
+        made = self._turn(of, *self._render([of]))
         example = self._example(
             made, *self._ids([made.prompt_text, made.prompt_text + made.completion_text])
         )
@@ -692,14 +743,32 @@ def _rejoin_system(
     return None
 
 
+def _has_reasoning(completion: str, answer: Message) -> bool:
+    """Whether the reasoning stands in front of the answer; being part of its text is not enough."""
+    text = answer.content.strip()
+    front = completion.rpartition(text)[0] if text else completion
+    return (answer.reasoning or "").strip() in front
+
+
+def _opens_thinking(prompt: str) -> bool:
+    return prompt.rstrip().endswith("<think>")
+
+
 def _join_thinking(
     prompt: str, whole: str, answer: Message, place: Place
 ) -> tuple[str, str | None]:
-    """The completion where history lacks the thinking block that the generation prompt opens."""
+    """The completion where history lacks the thinking block that the generation prompt opens.
+
+    The reasoning is closed as the template closes an empty one, if it writes that into history;
+    else as Qwen's and DeepSeek's models do, on a line of its own with an empty line behind it.
+    """
     match = _THINK_TAIL.search(prompt)
     assert match is not None, "the pattern matches the empty end"
     head, tail = prompt[: match.start()], match.group()
     rest = whole[len(head) :]
+    closed = _EMPTY_THINKING.match(rest)
+    if closed:
+        rest = rest[closed.end() :]
     if not rest.startswith(answer.content):
         rest = rest.lstrip()
     is_answer = rest.lstrip().startswith(answer.content.strip())
@@ -712,8 +781,10 @@ def _join_thinking(
             f"Prompt: {_excerpt(prompt, tail=True)}\n  Whole: {_excerpt(whole, tail=True)}",
         )
     if "</think>" not in tail:
-        lead = "" if tail.endswith("\n") else "\n"
-        completion = f"{lead}{(answer.reasoning or '').strip()}\n</think>\n\n{rest}"
+        gap = closed[1] if closed else "\n\n"
+        line = "\n" if gap == "\n\n" or tail.endswith("\n") else ""
+        lead = "" if tail.endswith("\n") else line
+        completion = f"{lead}{(answer.reasoning or '').strip()}{line}</think>{gap}{rest}"
         if answer.reasoning is None:
             return completion, (
                 "the generation prompt opens <think>; answers without reasoning close it at once"
