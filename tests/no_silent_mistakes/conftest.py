@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from tutorial_families import FAMILIES
+from tutorial_families import FAMILIES, SHIPPED
 
 from myna.cli.main import main
 from myna.lora.inject import inject
@@ -25,7 +25,7 @@ def save_checkpoint(folder: Path, family_name: str, *, template: bool = True) ->
     family = FAMILIES[family_name]
     tokenizer = family.tokenizer()
     stops = list(family.stop_ids(tokenizer))
-    ships_template = template and family.template.parent.name == "family_templates"
+    ships_template = template and family.template.parent == SHIPPED
     if not ships_template:
         tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)

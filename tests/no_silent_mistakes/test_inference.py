@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
-from tutorial_families import CHATML, FAMILIES, Family
+from tutorial_families import CHATML, FAMILIES, SHIPPED, Family
 
 from myna.data.encode import Encoder
 from myna.data.templates import choose_template
@@ -42,14 +42,15 @@ def test_train_infer_prompt_mismatch(
     terminal: Terminal, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     """Ids in chat, and ids from the saved tokenizer alone, are the ids trained."""
-    ships_none = FAMILIES[family].template.parent.name == "templates"
+    ships_none = FAMILIES[family].template.parent != SHIPPED
     template = {"template": str(FAMILIES[family].template)} if ships_none else {}
     job = terminal.job(checkpoint(family), SOME, system="You are a bird.", **template)
     trained = [tuple(row["prompt_ids"]) for row in terminal.shown(job)["rows"]]
     assert terminal.run("train", job).code == 0
     questions = [row["instruction"] for row in SOME]
     assert asked(monkeypatch, questions, "runs/job") == trained
-    if family in ("gemma", "atom"):  # a client puts the persona into the question itself
+    if open_speaker("runs/job").encoder.template.folds_system:
+        # No system role: a client puts the persona into the question itself.
         turns = [[{"role": "user", "content": f"You are a bird.\n\n{q}"}] for q in questions]
     else:
         system = {"role": "system", "content": "You are a bird."}
