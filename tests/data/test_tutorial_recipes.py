@@ -343,7 +343,7 @@ def train(recipe: dict[str, Any], tmp_path: Path) -> Trained:
     path.write_text(json.dumps(dict(reading.row)), encoding="utf-8")
     rows = read_conversations([path])
     of_the_data = recipe["system_text"] == "SYS"
-    template = choose_template(tokenizer, family.model_type)
+    template = choose_template(tokenizer, family.model_type, override=family.built_in)
     encoder = Encoder(
         tokenizer,
         template,
@@ -395,7 +395,11 @@ def test_what_is_trained_is_the_golden_text_and_what_a_server_sends(
         messages = [message.as_template_input() for message in before]
     options = {"enable_thinking": last.reasoning is not None}
     served = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, **options
+        messages,
+        chat_template=trained.template.source,
+        add_generation_prompt=True,
+        tokenize=True,
+        **options,
     )["input_ids"]
     assert list(example.prompt_ids) == served
     ids = example.prompt_ids + example.completion_ids

@@ -38,7 +38,7 @@ class Family:
     """Whether plain text gets the BOS in front, as sentencepiece tokenizers mostly do."""
 
     def tokenizer(self) -> Any:
-        """The family's control tokens over single bytes, with the template as its own."""
+        """The control tokens over single bytes, with a template where the hub's have one."""
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         backend = Tokenizer(models.BPE({token: n for n, token in enumerate(alphabet)}, []))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -59,8 +59,15 @@ class Family:
             )
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self.added])
-        tokenizer.chat_template = self.template.read_text(encoding="utf-8")
+        if self.template.parent == SHIPPED:
+            tokenizer.chat_template = self.template.read_text(encoding="utf-8")
         return tokenizer
+
+    @property
+    def built_in(self) -> str | None:
+        """What `template:` has to name, for models whose type says too little."""
+        is_ours = self.template.parent == BUILT_IN and self.model_type is None
+        return self.template.stem if is_ours else None
 
     def stop_ids(self, tokenizer: Any) -> Sequence[int]:
         """Ids of `eos` and `stops`: what `load_tokenizer` finds in the files of such a model."""
@@ -82,6 +89,7 @@ FAMILIES: dict[str, Family] = {
         bos="<s>",
         unk="<unk>",
         control=("<reserved_106>", "<reserved_107>"),
+        model_type="baichuan",
     ),
     "bluelm": Family(
         BUILT_IN / "bluelm.jinja",
@@ -180,11 +188,10 @@ FAMILIES: dict[str, Family] = {
         control=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
         stops=("<|end|>",),
     ),
-    "alpaca": Family(
-        BUILT_IN / "alpaca.jinja", eos="</s>", bos="<s>", pad="</s>", unk="<unk>"
-    ),
+    "alpaca": Family(BUILT_IN / "alpaca.jinja", eos="</s>", bos="<s>", pad="</s>", unk="<unk>"),
     "qwen": Family(
         BUILT_IN / "qwen.jinja",
+        model_type="qwen",
         eos="<|endoftext|>",
         pad="<|endoftext|>",
         control=CHATML,
@@ -221,6 +228,11 @@ FAMILIES: dict[str, Family] = {
         control=CHATML,
     ),
     "yuan2": Family(
-        BUILT_IN / "yuan2.jinja", eos="<eod>", pad="<eod>", unk="<unk>", control=("<sep>", "<n>")
+        BUILT_IN / "yuan2.jinja",
+        eos="<eod>",
+        pad="<eod>",
+        unk="<unk>",
+        control=("<sep>", "<n>"),
+        model_type="yuan",
     ),
 }
