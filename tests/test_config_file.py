@@ -243,3 +243,17 @@ def test_micro_batch_size_is_ours_alone_and_axolotls_with_accumulation(job: Path
     assert "batch_size contradicts per_device_train_batch_size" in error(
         job, "batch_size=8", "per_device_train_batch_size=4"
     )
+
+
+def test_a_template_is_a_name_or_a_path(tmp_path: Path) -> None:
+    """A built-in template's name is left alone, even where a file is called so."""
+    for name in ("chatml", "mine.jinja"):
+        (tmp_path / name).write_text("x")
+    for given, expected in (
+        ("chatml", "chatml"),
+        ("mine.jinja", str(tmp_path / "mine.jinja")),
+        ("./chatml", str(tmp_path / "chatml")),
+        ("none.jinja", "none.jinja"),
+    ):
+        path = write(tmp_path, f"model: m\ndata: d.json\ntemplate: {given}\n")
+        assert load_config(path, [], {}).config.template == expected

@@ -278,11 +278,11 @@ def test_texts_of_the_built_in_templates(name: str) -> None:
     ) == GOLDEN[name]
 
 
-@pytest.mark.parametrize("name", [name for name in GOLDEN if name not in ("chatml", "internlm2")])
+@pytest.mark.parametrize(
+    "name", [name for name in GOLDEN if name not in ("chatml", "internlm2", "qwen")]
+)
 def test_roles_that_a_built_in_template_does_not_know(name: str) -> None:
     template = choose_template(bluelm(), None, override=name)
-    if name == "qwen":
-        pytest.skip("ChatML writes any role")
     with pytest.raises(TemplateError, match=r"knows the roles .*; found: tool$"):
         template.render([USER, Message("tool", "x")], add_generation_prompt=True)
 
@@ -317,6 +317,10 @@ def test_a_model_type_decides_where_it_is_certain(
 def test_a_name_takes_the_place_of_the_tokenizers_own() -> None:
     template = choose_template(make_tokenizer("byte", LLAMA3), "BlueLM", override="chatml")
     assert template.origin == "built-in chatml.jinja"
+    assert template.notes[1] == "it is used in place of the tokenizer's own template"
+    with pytest.raises(ConfigError) as error:
+        choose_template(make_tokenizer("byte", LLAMA3), None, override="llama3")
+    assert str(error.value).endswith(" Leave `template` out to use the tokenizer's own.")
 
 
 @pytest.mark.parametrize("name", ["alpaca", "chatml", "vicuna"])

@@ -312,6 +312,22 @@ class Encoder:
 
     def _render(self, answers: Sequence[_Answer]) -> list[tuple[str, str] | TemplateError]:
         """Per answer the prompt before it, and the conversation with it; or why there is none."""
+        rendered = self._render_as_written(answers)
+        moved = [
+            index
+            for index, (of, texts) in enumerate(zip(answers, rendered, strict=True))
+            if not isinstance(texts, TemplateError) and _may_move_system(of.before, *texts)
+        ]
+        bare = self._render_as_written([_without_system(answers[index]) for index in moved])
+        for index, texts in zip(moved, bare, strict=True):
+            written = rendered[index]
+            if not (isinstance(texts, TemplateError) or isinstance(written, TemplateError)):
+                rendered[index] = _rejoin_system(answers[index].before, written, texts)
+        return rendered
+
+    def _render_as_written(
+        self, answers: Sequence[_Answer]
+    ) -> list[tuple[str, str] | TemplateError]:
         rendered: list[tuple[str, str] | TemplateError | None] = [None] * len(answers)
         for thinking, template in self._renderers.items():
             chosen = [
@@ -333,21 +349,14 @@ class Encoder:
 
     def _turn(self, of: _Answer, texts: tuple[str, str] | TemplateError) -> _Turn:
         before, answer, tools, place = of.before, of.answer, of.tools, of.place
-        template = self._renderers[answer.reasoning is not None]
-        try:
-            if isinstance(texts, TemplateError):
-                raise texts
-            prompt, whole = texts
-            is_moved = not whole.startswith(prompt) and not _opens_thinking(prompt)
-            if is_moved and before[0].role == "system":
-                whole = _rejoin_system(template, before, answer, tools, prompt) or whole
-        except TemplateError as error:
+        if isinstance(texts, TemplateError):
             raise RowRefused(
                 "template",
                 place,
-                f"the chat template does not accept the messages: {error}",
-                kind=f"template:{error}",
-            ) from error
+                f"the chat template does not accept the messages: {texts}",
+                kind=f"template:{texts}",
+            ) from texts
+        prompt, whole = texts
         for message in (before[0], before[-1]):
             if message.role in ("system", "user") and message.content.strip() not in prompt:
                 raise RowRefused(
@@ -357,7 +366,7 @@ class Encoder:
                     f"It is {_excerpt(message.content)}; the prompt is {_excerpt(prompt)}",
                     kind=f"text_dropped:{message.role}",
                 )
-        if tools and not _mentions_tools(template):
+        if tools and not _mentions_tools(self.template):
             raise RowRefused(
                 "tools_dropped",
                 place,
@@ -721,26 +730,31 @@ def _dataset_notes(
             yield f'{lossy:,} answers have characters the tokenizer lacks; "{spelt}" is trained'
 
 
+def _may_move_system(before: Sequence[Message], prompt: str, whole: str) -> bool:
+    """Whether the prompt is gone from the conversation with the answer, and not for thinking."""
+    is_gone = not whole.startswith(prompt) and not _opens_thinking(prompt)
+    return is_gone and before[0].role == "system"
+
+
+def _without_system(of: _Answer) -> _Answer:
+    return replace(of, before=of.before[1:])
+
+
 def _rejoin_system(
-    template: ChatTemplate,
-    before: Sequence[Message],
-    answer: Message,
-    tools: Sequence[Mapping[str, Any]] | None,
-    prompt: str,
-) -> str | None:
-    """`prompt` with the answer behind it, for templates that move the system text.
+    before: Sequence[Message], written: tuple[str, str], bare: tuple[str, str]
+) -> tuple[str, str]:
+    """`written` with the answer behind the prompt, for templates that move the system text.
 
     Mistral's writes it into the last message if that is a question, so that it is gone once the
-    answer stands there. What follows the generation prompt is then read off the conversation
-    without system text, if the question is followed by the same in both.
+    answer stands there. What follows the generation prompt is then read off `bare`, which has no
+    system text, if the question is followed by the same in both.
     """
-    bare = template.render(before[1:], tools, add_generation_prompt=True)
-    bare_whole = template.render([*before[1:], answer], tools, add_generation_prompt=False)
+    prompt, (bare_prompt, bare_whole) = written[0], bare
     question = before[-1].content.strip()
-    same_tail = prompt.rpartition(question)[2] == bare.rpartition(question)[2]
-    if bare_whole.startswith(bare) and same_tail:
-        return prompt + bare_whole[len(bare) :]
-    return None
+    same_tail = prompt.rpartition(question)[2] == bare_prompt.rpartition(question)[2]
+    if bare_whole.startswith(bare_prompt) and same_tail:
+        return prompt, prompt + bare_whole[len(bare_prompt) :]
+    return written
 
 
 def _has_reasoning(completion: str, answer: Message) -> bool:

@@ -286,11 +286,13 @@ def _find_source(
 
 def _find_override(tokenizer: Any, override: Path | str) -> tuple[str, str | None, str, list[str]]:
     path, text = Path(override), str(override)
+    notes = (
+        ["it is used in place of the tokenizer's own template"] if tokenizer.chat_template else []
+    )
     is_name = isinstance(override, str) and path.name == text and not text.endswith(".jinja")
     if is_name and text in BUILT_IN:
-        notes = []
         if path.is_file():
-            notes = [f"template: {text} is the built-in; the file of that name is ./{text}"]
+            notes.append(f"template: {text} is the built-in; the file of that name is ./{text}")
         missing = _unknown_tokens(tokenizer, BUILT_IN[text].tokens)
         if missing:
             notes.append(_split_note(missing))
@@ -302,9 +304,14 @@ def _find_override(tokenizer: Any, override: Path | str) -> tuple[str, str | Non
             + (f'; did you mean "{near[0]}"?\n' if near else ".\n")
             + f"  Built-in: {', '.join(BUILT_IN)}. A file is written with a path separator or "
             ".jinja."
+            + (
+                " Leave `template` out to use the tokenizer's own."
+                if tokenizer.chat_template
+                else ""
+            )
         )
     try:
-        return path.read_text(encoding="utf-8"), None, f"file {path.name}", []
+        return path.read_text(encoding="utf-8"), None, f"file {path.name}", notes
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(
