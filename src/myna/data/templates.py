@@ -5,6 +5,7 @@ thinking switch, and which variables a template may be given. How it is rendered
 of one that runs away, is `rendering.py`'s; token ids are left to `encode.py`.
 """
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,10 +65,9 @@ _OPTION_CHARACTERS = 40
 _PROBE_SYSTEM, _PROBE_USER = "myna probe of the system text", "myna probe of the user text"
 _DATE_DEFAULT = re.compile(r"""set\s+date_string\s*=\s*(["'])([\w ,.:/-]{1,40})\1""")
 _MARKER = re.compile(
-    r"<\|[^|<>\s]+\|>|<｜[^｜<>\s]+｜>|<[a-z]+(?:_[a-z0-9]+)+>"
-    r"|\[\|[^|\[\]\s]+\|\]:?"
+    r"(?<!<)<(?:[|｜][^<>|｜\n]{1,40}[|｜]|[^<>|\s]{1,40})>|\[\|[^\[\]|\n]{1,40}\|\]:?"
 )
-"""What is meant as one token, if a template writes it."""
+"""What is meant as one token, if a template writes it: `<|user|>`, `<s>`, `[|AI|]:`."""
 
 Tools = Sequence[Mapping[str, Any]] | None
 
@@ -373,7 +373,11 @@ def _probed(template: ChatTemplate, tokenizer: Any) -> ChatTemplate:
             f"renders {plain[:200]!r}.\n  Mend the template, or set `template: FILE` to another."
         )
     notes = list(template.notes)
-    markers = dict.fromkeys(_MARKER.findall(plain))
+    whole = ""
+    with contextlib.suppress(TemplateError):  # `encode.py` refuses such a template
+        answer = Message("assistant", _PROBE_USER)
+        whole = template.render([question, answer], add_generation_prompt=False)
+    markers = dict.fromkeys(_MARKER.findall(plain + whole))
     if split := _unknown_tokens(tokenizer, markers):
         notes.append(_split_note(split))
     how: Literal["refuses", "drops"] | None = None
