@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from myna.data.encode import Example
 from myna.data.loader import num_targets
 from myna.data.packing import pack_step
+from myna.data.store import Example
 
 MOST_ROWS = 2048
 """Products are measured with at most so many rows: more do not multiply faster, but take longer."""

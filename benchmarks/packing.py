@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
 from myna.data.loader import rows_of_steps, steps_per_epoch
 from myna.data.packing import pack_step, packed_tokens
+from myna.data.store import Example
 from myna.device import processor
 
 RESULTS = Path(__file__).parent / "results" / "packing.json"

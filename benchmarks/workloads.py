@@ -24,9 +24,11 @@ from typing import Any
 
 from limit import Sizes
 from myna.data.conversation import Place
-from myna.data.encode import Encoder, Example, encode_dataset
+from myna.data.dataset import encode_dataset
+from myna.data.encode import Encoder
 from myna.data.formats import read_conversations
 from myna.data.loader import rows_of_steps
+from myna.data.store import Example
 from myna.data.templates import choose_template
 
 SEED = 42

@@ -1,10 +1,11 @@
 """Settings from YAML, overrides and flags: aliases, provenance, and the text of every error."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from myna.config import Config, flatten, is_free, leaves
+from myna.config import Config, DataEntry, flatten, is_free, leaves
 from myna.config_file import ALIASES, load_config
 from myna.errors import ConfigError
 
@@ -243,3 +244,166 @@ def test_micro_batch_size_is_ours_alone_and_axolotls_with_accumulation(job: Path
     assert "batch_size contradicts per_device_train_batch_size" in error(
         job, "batch_size=8", "per_device_train_batch_size=4"
     )
+
+
+def test_data_entries_may_be_mappings(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.csv"):
+        (tmp_path / name).write_text("x")
+    path = write(
+        tmp_path,
+        "model: m\ndata:\n  - a.jsonl\n  - path: b.csv\n    weight: 2\n    columns: {prompt: q}\n",
+    )
+    resolved = load_config(path)
+    assert resolved.config.data == [
+        str(tmp_path / "a.jsonl"),
+        DataEntry(path=str(tmp_path / "b.csv"), weight=2, columns={"prompt": "q"}),
+    ]
+    (tmp_path / "again.yaml").write_text(resolved.to_yaml())
+    assert load_config(tmp_path / "again.yaml").config == resolved.config
+    assert flatten(resolved.config)["data"][1] == {
+        "path": str(tmp_path / "b.csv"),
+        "weight": 2.0,
+        "columns": {"prompt": "q"},
+    }
+    single = load_config(write(tmp_path, "model: m\ndata: {path: a.jsonl, rows: 5}\n")).config.data
+    assert single == [DataEntry(path=str(tmp_path / "a.jsonl"), rows=5)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "line", "expected"),
+    [
+        (
+            "{path: a,\n     weigth: 2}",
+            4,
+            'unknown key "data[1].weigth". Did you mean "weight"?\n'
+            "  Known keys: path, weight, columns, split, subset, rows.",
+        ),
+        ("{weight: 2}", 3, '"data[1].path" is not set.'),
+        ("{path: a,\n     weight: 0}", 4, "data[1].weight is 0; expected to be greater than 0."),
+        ("{path: a, weight: .inf}", 3, "data[1].weight is inf; expected to be a finite number."),
+        ("{path: a, rows: all}", 3, "data[1].rows is 'all'; expected to be a valid integer"),
+        ("{path: a,\n     path: b}", 4, '"path" is set a second time (first: '),
+        ("7", 3, "data[1] is 7; expected a path, or a mapping with `path`."),
+    ],
+)
+def test_faults_of_a_data_entry_name_its_line(
+    tmp_path: Path, entry: str, line: int, expected: str
+) -> None:
+    path = write(tmp_path, f"data:\n  - a\n  - {entry}\nmodel: m\n")
+    assert error(path).startswith(f"{path} line {line}: {expected}")
+
+
+def test_patterns_and_registered_names_are_found_beside_the_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("x")
+    (tmp_path / "data").mkdir()
+    registry = tmp_path / "data" / "dataset_info.json"
+    registry.write_text('{"identity": {}, "alpaca": {}}')
+    path = write(tmp_path, "model: m\ndata: []\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def data(text: str) -> list[Any]:
+        path.write_text(f"model: m\ndataset: {text}\n")
+        return load_config(path).config.data
+
+    assert data("'*.jsonl'") == [f"{tmp_path}/*.jsonl"]
+    assert data("'*.csv'") == ["*.csv"]
+    assert data("identity") == [f"{registry}:identity"]
+    assert data("identity, alpaca") == [f"{registry}:identity", f"{registry}:alpaca"]
+    assert data("identity,unknown") == ["identity,unknown"]
+    assert data("data/dataset_info.json:alpaca") == [f"{registry}:alpaca"]
+    assert data("owner/name@main") == ["owner/name@main"]
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("mask_history=true", "last"),
+        ("mask_history=false", "assistant"),
+        ("train_on_last=true", "last"),
+        ("last_response_only=true", "last"),
+        ("loss_scale=last_round", "last"),
+        ("loss_scale=default", "assistant"),
+        ("train_on=last", "last"),
+        ("train_on_inputs=false", "assistant"),
+        ("mask_prompt=true", "assistant"),
+    ],
+)
+def test_other_tools_words_for_the_answers_that_are_trained(
+    job: Path, override: str, value: str
+) -> None:
+    assert load_config(job, [override]).config.train.train_on == value
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train_on_prompt=true", "train_on_inputs=true", "mask_prompt=false", "loss_scale=all"],
+)
+def test_training_on_prompts_is_refused_with_what_to_use_instead(job: Path, override: str) -> None:
+    name, _, value = override.partition("=")
+    assert error(job, override) == (
+        f"command line: {name}: {value} would train the prompts too, and myna trains answers only."
+        "\n  Leave it out. Rows to be trained whole can stand in a column `text`: plain text has "
+        "no prompt."
+    )
+
+
+def test_faults_of_masking(job: Path) -> None:
+    assert "mask_history is 'yes'; expected true or false." in error(job, "mask_history='yes'")
+    assert "loss_scale is 'react'; expected default or last_round." in error(
+        job, "loss_scale=react"
+    )
+    text = error(job, "mask_history=true", "loss_scale=default")
+    assert text == (
+        "command line: loss_scale contradicts train_on (command line (mask_history)). "
+        "Keep one of them."
+    )
+    path = write(job.parent, "model: m\ndata: d\nmask_history: true\n", "last.yaml")
+    assert load_config(path, ["train_on=assistant"]).config.train.train_on == "assistant"
+
+
+def test_columns_of_the_data(tmp_path: Path) -> None:
+    text = "model: m\ndata: d\ncolumns:\n  instruction: frage\n  response: antwort\n  role: wer\n"
+    resolved = load_config(write(tmp_path, text))
+    assert resolved.config.columns == {"prompt": "frage", "completion": "antwort", "role": "wer"}
+    again = load_config(write(tmp_path, resolved.to_yaml(), "config.yaml"))
+    assert again.config == resolved.config
+    assert Config(model="m", data=["d"]).columns == {}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ("{promt: frage}", "expected keys among prompt, input, completion, "),
+        ("{promt: frage}", "found promt (did you mean prompt?)"),
+        (
+            "{frage: prompt}",
+            "write it the other way round: what myna reads first, then the column, {prompt: frage}",
+        ),
+        ("{prompt: a, question: b}", "prompt and question mean the same; keep one"),
+        ("{prompt: a, completion: a}", "the column a is named twice"),
+        ("{prompt: 3}", "expected to be a valid string"),
+        ("frage", "expected to be a valid dictionary"),
+    ],
+)
+def test_faults_of_columns(tmp_path: Path, columns: str, expected: str) -> None:
+    path = write(tmp_path, f"model: m\ndata: d\ncolumns: {columns}\n")
+    found = error(path)
+    assert found.startswith(f"{path} line 3: columns is ")
+    assert expected in found
+
+
+def test_a_template_is_a_name_or_a_path(tmp_path: Path) -> None:
+    """A built-in template's name is left alone, even where a file is called so."""
+    for name in ("chatml", "mine.jinja"):
+        (tmp_path / name).write_text("x")
+    for given, expected in (
+        ("chatml", "chatml"),
+        ("mine.jinja", str(tmp_path / "mine.jinja")),
+        ("./chatml", str(tmp_path / "chatml")),
+        ("none.jinja", "none.jinja"),
+    ):
+        path = write(tmp_path, f"model: m\ndata: d.json\ntemplate: {given}\n")
+        assert load_config(path, [], {}).config.template == expected

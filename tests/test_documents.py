@@ -11,6 +11,7 @@ from myna.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+DOCUMENTS.append(ROOT / "docs" / "no-silent-mistakes.md")
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 

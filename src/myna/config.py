@@ -5,14 +5,19 @@ command line, aliases of other tools) is `config_file.py`; what other parts deri
 theirs. Nothing changes a value afterwards: modules take plain arguments, not these classes.
 """
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -23,9 +28,16 @@ from pydantic_core import PydanticCustomError
 FREE = {"free": True}
 """Marks a field that may differ between a run and its resumption: it changes no trained number."""
 
+DATASET_INFO = "dataset_info.json"
+"""LLaMA-Factory's list of data sets; `data` may name an entry of one, `dataset_info.json:NAME`."""
+
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, (str, Mapping)) else value
+
+
+def _shape_of_entry(value: Any) -> str:
+    return "entry" if isinstance(value, (Mapping, DataEntry)) else "path"
 
 
 def _checkpointing(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -35,6 +47,70 @@ def _checkpointing(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         raise PydanticCustomError(
             "checkpointing", "expected to be auto, none, all or a number of layers from 1"
         ) from None
+
+
+COLUMNS = (
+    "prompt",  # the question, a text or a list of messages
+    "input",  # more of the question, on a new line behind it
+    "completion",  # the answer, a text or a list of messages
+    "system",  # the system text
+    "history",  # earlier turns, a list of [question, answer]
+    "reasoning",  # the thinking before the answer
+    "tools",  # the tools offered, a list or its JSON text
+    "messages",  # the conversation, a list of messages
+    "chosen",  # the answer that is trained, of a preference row
+    "rejected",  # the one that is not
+    "text",  # a plain text, trained whole
+    "role",  # in a message: the key of its role
+    "content",  # in a message: the key of its text
+    "system_tag",  # in a message: the role of a system text
+    "user_tag",  # in a message: the role of a user
+    "assistant_tag",  # in a message: the role of an assistant
+    "observation_tag",  # in a message: the role of a tool's result
+    "function_tag",  # in a message: the role of a call, whose text is JSON
+)
+"""What a column of the data may be said to hold, in `columns`."""
+
+_COLUMN_ALIASES = {
+    "instruction": "prompt",
+    "question": "prompt",
+    "response": "completion",
+    "answer": "completion",
+    "output": "completion",
+    "system_prompt": "system",
+    "conversations": "messages",
+    "role_tag": "role",
+    "content_tag": "content",
+}
+
+
+def _columns(value: dict[str, str]) -> dict[str, str]:
+    """`value` under our names; an error names the one that nobody knows."""
+    found: dict[str, str] = {}
+    for key, column in value.items():
+        role = key if key in COLUMNS else _COLUMN_ALIASES.get(key)
+        if role is None and column in (*COLUMNS, *_COLUMN_ALIASES):
+            raise PydanticCustomError(
+                "columns",
+                "write it the other way round: what myna reads first, then the column, "
+                f"{{{column}: {key}}}",
+            )
+        if role is None:
+            near = difflib.get_close_matches(key, [*COLUMNS, *_COLUMN_ALIASES], n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise PydanticCustomError(
+                "columns", f"expected keys among {', '.join(COLUMNS)}; found {key}{hint}"
+            )
+        if role in found:
+            raise PydanticCustomError("columns", f"{role} and {key} mean the same; keep one")
+        if column in found.values():
+            raise PydanticCustomError("columns", f"the column {column} is named twice")
+        found[role] = column
+    return found
+
+
+Columns = Annotated[dict[str, str], AfterValidator(_columns)]
+"""What is read -> the column of the data that holds it; keys are those of `COLUMNS`."""
 
 
 class Part(BaseModel):
@@ -101,6 +177,12 @@ class TrainConfig(Part):
     """What happens to a longer row."""
     control_tokens: Literal["error", "allow"] = "error"
     """What happens to a user text that spells a control token of the tokenizer."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What happens to rows that cannot be read or trained on: `stop` lists them all and trains
+    nothing, `skip` leaves them out, counted and said."""
+    train_on: Literal["assistant", "last"] = "assistant"
+    """Which answers are trained: every one that no flag of its message makes context, or only the
+    last of a row."""
     checkpointing: Annotated[
         Literal["auto", "none", "all"] | Annotated[int, Field(ge=1, strict=True)],
         WrapValidator(_checkpointing),
@@ -131,18 +213,50 @@ class TrainConfig(Part):
     """On several machines: each writes to its own disk (not only the first)."""
 
 
+class DataEntry(Part):
+    """One source of rows, where its path does not say enough."""
+
+    path: str
+    """A file, a folder, a glob, a hub id or a name in a dataset_info.json."""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """How often its rows are taken per epoch: 2 is each twice, 0.5 is half of them."""
+    columns: Columns = {}
+    """What its columns are called: prompt, completion, messages … -> the name in the file."""
+    split: str | None = None
+    """Which split of a hub dataset or of a folder. Not set: train, or the only one."""
+    subset: str | None = None
+    """Which configuration of a hub dataset."""
+    rows: int | None = Field(None, ge=1)
+    """Take only so many rows, the first."""
+
+
 class Config(Part):
     """Everything that decides a run."""
 
     model: str
     """Base model: a folder or a hub id."""
-    data: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-    """Training data: one file or a list of files (JSON or JSONL)."""
+    data: Annotated[
+        list[
+            Annotated[
+                Annotated[str, Tag("path")] | Annotated[DataEntry, Tag("entry")],
+                Discriminator(_shape_of_entry),
+            ]
+        ],
+        BeforeValidator(_as_list),
+        Field(min_length=1),
+    ]
+    """Training data, one source or a list: files (JSON, JSONL, CSV, TSV, Parquet, Arrow, text; gzip
+    or zstd), folders, globs, hub ids (owner/name@revision), names in a dataset_info.json, or
+    mappings {path, weight, columns, split, subset, rows}."""
+    columns: Columns = {}
+    """Which column of the data holds what, where its name is none that myna knows, for example
+    `{prompt: frage, completion: antwort}`."""
     system: str | None = None
     """Persona or instruction in front of every conversation that has no system message of its own.
     It is saved with the adapter and used by `myna chat`."""
     template: str | None = None
-    """A chat template file (Jinja) in place of the tokenizer's own."""
+    """A chat template in place of the tokenizer's own: the name of a built-in one (`chatml`,
+    `alpaca`, `vicuna` …) or a Jinja file, whose name has a path separator or ends in .jinja."""
     output: str | None = None
     """Run directory. Not set: runs/<stem of the YAML or data file>."""
     held_out: Annotated[float, Field(ge=0)] = 0.0
@@ -201,6 +315,11 @@ def flatten(config: Part, prefix: str = "") -> dict[str, Any]:
         value = getattr(config, name)
         if isinstance(value, Part):
             values |= flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            values[prefix + name] = [
+                item.model_dump(exclude_defaults=True) if isinstance(item, Part) else item
+                for item in value
+            ]
         else:
             values[prefix + name] = value
     return values
@@ -213,3 +332,8 @@ def resolve_path(text: str, *beside: Path) -> Path | None:
         if (folder / path).exists():
             return (folder / path).resolve()
     return None
+
+
+def is_glob(text: str) -> bool:
+    """Whether a path is a pattern for several."""
+    return any(sign in text for sign in "*?[")

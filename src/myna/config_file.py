@@ -6,6 +6,7 @@ saved with where it came from.
 """
 
 import difflib
+import glob
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from myna.config import Config, flatten, leaves, resolve_path
+from myna.config import (
+    DATASET_INFO,
+    Config,
+    DataEntry,
+    flatten,
+    is_glob,
+    leaves,
+    resolve_path,
+)
 from myna.errors import ConfigError
 
 ALIASES: dict[str, str] = {
@@ -63,6 +72,20 @@ ALIASES: dict[str, str] = {
 }
 """Name in the tutorial, transformers, trl, peft, LLaMA-Factory, Axolotl, ms-swift … -> our name."""
 
+LAST_ONLY = ("mask_history", "train_on_last", "last_response_only")
+"""Names that, where they are true, mean `train_on: last`."""
+PROMPT_TRAINED = {
+    "train_on_prompt": True,
+    "train_on_inputs": True,
+    "train_on_all": True,
+    "mask_prompt": False,
+    "assistant_only_loss": False,
+    "completion_only_loss": False,
+    "train_on_completions": False,
+    "train_on_responses_only": False,
+}
+"""Name -> the value with which another tool trains prompts too, which myna does not."""
+
 PER_DEVICE_NAMES = ("per_device_train_batch_size", "micro_batch_size")
 COMPOUND = (
     *PER_DEVICE_NAMES,
@@ -70,6 +93,9 @@ COMPOUND = (
     "gradient_checkpointing",
     "bf16",
     "fp16",
+    *LAST_ONLY,
+    *PROMPT_TRAINED,
+    "loss_scale",
 )
 """Names whose meaning is spread over several of our settings; see `_expand_compound`."""
 
@@ -107,6 +133,8 @@ class ResolvedConfig:
 class _Entry:
     value: Any
     source: str
+    node: yaml.Node | None = None
+    """Where it stands in the YAML, for places within it."""
 
 
 def load_config(
@@ -209,13 +237,35 @@ def _add(entries: dict[str, _Entry], name: str, key: Any, value: Any, path: Path
         raise ConfigError(
             f'{place}: "{name}" is set a second time (first: {entries[name].source}).'
         )
+    _refuse_doubled_keys(value, path, set())
     loader = yaml.SafeLoader("")
     try:
-        entries[name] = _Entry(loader.construct_object(value, deep=True), place)
+        entries[name] = _Entry(loader.construct_object(value, deep=True), place, value)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{place}: {name}: {error.problem}.") from None
     finally:
         loader.dispose()
+
+
+def _refuse_doubled_keys(node: yaml.Node, path: Path, seen: set[int]) -> None:
+    """Raise ConfigError where a mapping within a value has a key twice: YAML takes the last."""
+    if id(node) in seen:  # under an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for inner in node.value:
+            _refuse_doubled_keys(inner, path, seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key_node, inner in node.value:
+            key, line = _scalar(path, key_node), key_node.start_mark.line + 1
+            if key in lines:
+                raise ConfigError(
+                    f'{path} line {line}: "{key}" is set a second time '
+                    f"(first: {path} line {lines[key]})."
+                )
+            lines[key] = line
+            _refuse_doubled_keys(inner, path, seen)
 
 
 def _read_override(text: str) -> tuple[str, _Entry]:
@@ -270,7 +320,9 @@ def _canonical(entries: dict[str, _Entry]) -> _Canonical:
                 f'{entry.source}: "{name}" sets {canonical} a second time '
                 f"(first: {found[canonical].source}). Keep one of them."
             )
-        found[canonical] = _Entry(_translate(canonical, entry.value), entry.source + alias_note)
+        found[canonical] = _Entry(
+            _translate(canonical, entry.value), entry.source + alias_note, entry.node
+        )
     return _Canonical(found, compound)
 
 
@@ -356,14 +408,11 @@ def _expand_compound(compound: dict[str, _Entry], found: dict[str, _Entry]) -> N
         )
     if "gradient_checkpointing" in compound:
         entry = compound["gradient_checkpointing"]
-        if not isinstance(entry.value, bool):
-            raise ConfigError(
-                f"{entry.source}: gradient_checkpointing is {entry.value!r}; "
-                "expected true or false."
-            )
+        recompute = _true_or_false("gradient_checkpointing", entry)
         found["train.checkpointing"] = _Entry(
-            "all" if entry.value else "none", f"{entry.source} (gradient_checkpointing)"
+            "all" if recompute else "none", f"{entry.source} (gradient_checkpointing)"
         )
+    _expand_masking(compound, found)
     for name, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
         if name in compound and compound[name].value is True:
             if "dtype" in found:
@@ -372,6 +421,48 @@ def _expand_compound(compound: dict[str, _Entry], found: dict[str, _Entry]) -> N
                     f"({found['dtype'].source}). Keep one of them."
                 )
             found["dtype"] = _Entry(dtype, f"{compound[name].source} ({name})")
+
+
+def _expand_masking(compound: dict[str, _Entry], found: dict[str, _Entry]) -> None:
+    """What other tools say of the tokens that are trained, in place."""
+    for name in PROMPT_TRAINED:
+        if name in compound and _true_or_false(name, compound[name]) is PROMPT_TRAINED[name]:
+            raise ConfigError(_trains_prompts(name, compound[name]))
+    says = {name: _true_or_false(name, compound[name]) for name in LAST_ONLY if name in compound}
+    if "loss_scale" in compound:  # ms-swift
+        entry = compound["loss_scale"]
+        if entry.value == "all":
+            raise ConfigError(_trains_prompts("loss_scale", entry))
+        if entry.value not in ("default", "last_round"):
+            raise ConfigError(
+                f"{entry.source}: loss_scale is {entry.value!r}; expected default or last_round.\n"
+                "  Single messages may have a weight: {role: …, content: …, weight: 0.5}."
+            )
+        says["loss_scale"] = entry.value == "last_round"
+    for name, last_only in says.items():
+        entry = compound[name]
+        value = "last" if last_only else "assistant"
+        before = found.get("train.train_on")
+        if before is not None and before.value != value:
+            raise ConfigError(
+                f"{entry.source}: {name} contradicts train_on ({before.source}). Keep one of them."
+            )
+        found["train.train_on"] = _Entry(value, f"{entry.source} ({name})")
+
+
+def _trains_prompts(name: str, entry: _Entry) -> str:
+    value = str(entry.value).lower() if isinstance(entry.value, bool) else entry.value
+    return (
+        f"{entry.source}: {name}: {value} would train the prompts too, and myna trains answers "
+        "only.\n  Leave it out. Rows to be trained whole can stand in a column `text`: plain text "
+        "has no prompt."
+    )
+
+
+def _true_or_false(name: str, entry: _Entry) -> bool:
+    if not isinstance(entry.value, bool):
+        raise ConfigError(f"{entry.source}: {name} is {entry.value!r}; expected true or false.")
+    return entry.value
 
 
 def _whole_number(name: str, entry: _Entry) -> int:
@@ -387,6 +478,9 @@ def _explain(error: ValidationError, entries: Mapping[str, _Entry], path: Path |
     for fault in error.errors():
         name = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
         name = next((key for key in entries if name.startswith(key)), name)
+        if name == "data" and len(fault["loc"]) > 2:
+            lines.append(_explain_data(fault, entries[name]))
+            continue
         if fault["type"] == "missing":
             lines.append(
                 f'{path or "command line"}: "{name}" is not set. '
@@ -401,6 +495,40 @@ def _explain(error: ValidationError, entries: Mapping[str, _Entry], path: Path |
     return "\n".join(dict.fromkeys(lines))
 
 
+def _explain_data(fault: Any, entry: _Entry) -> str:
+    """A fault within one entry of `data`: `loc` is (data, index, shape, key …)."""
+    _, index, _, *inside = fault["loc"]
+    place = _place_within(entry, (index, *inside))
+    name = f"data[{index}]" + "".join(f".{key}" for key in inside)
+    if fault["type"] == "extra_forbidden":
+        known = list(DataEntry.model_fields)
+        near = difflib.get_close_matches(str(inside[0]), known, n=1, cutoff=0.5)
+        hint = f' Did you mean "{near[0]}"?' if near else ""
+        return f'{place}: unknown key "{name}".{hint}\n  Known keys: {", ".join(known)}.'
+    if fault["type"] == "missing":
+        return f'{place}: "{name}" is not set.'
+    message = fault["msg"].replace("Input should", "expected to")
+    if not inside:
+        message = "expected a path, or a mapping with `path`"
+    return f"{place}: {name} is {fault['input']!r}; {message}."
+
+
+def _place_within(entry: _Entry, keys: tuple[Any, ...]) -> str:
+    """The place of an entry's value under `keys`, or as near to it as it is known."""
+    node, line = entry.node, None
+    for key in keys:
+        if isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            for key_node, inner in node.value:
+                if key_node.value == key:
+                    node, line = inner, key_node.start_mark.line + 1
+                    break
+    file, separator, _ = entry.source.partition(" line ")
+    return entry.source if line is None or not separator else f"{file} line {line}"
+
+
 def _with_resolved_paths(config: Config, path: Path | None) -> Config:
     """Local paths made absolute: beside the YAML first, then in the working directory."""
     beside = ((path.parent,) if path is not None else ()) + (Path.cwd(),)
@@ -409,14 +537,66 @@ def _with_resolved_paths(config: Config, path: Path | None) -> Config:
         found = resolve_path(text, *beside)
         return str(found) if found is not None else text
 
-    start_from = config.lora.start_from
+    start_from, template = config.lora.start_from, config.template
     return config.model_copy(
         update={
             "model": absolute(config.model),
-            "data": [absolute(entry) for entry in config.data],
-            "template": None if config.template is None else absolute(config.template),
+            "data": _resolve_data(config.data, beside),
+            "template": absolute(template) if template and _is_path(template) else template,
             "lora": config.lora.model_copy(
                 update={"start_from": None if start_from is None else absolute(start_from)}
             ),
         }
     )
+
+
+def _resolve_data(data: list[str | DataEntry], beside: tuple[Path, ...]) -> list[str | DataEntry]:
+    """The entries with absolute paths; names in LLaMA-Factory's dataset_info.json made explicit."""
+    resolved: list[str | DataEntry] = []
+    for entry in data:
+        if isinstance(entry, DataEntry):
+            path = _resolve_data_path(entry.path, beside) or entry.path
+            resolved.append(entry.model_copy(update={"path": path}))
+        elif found := _resolve_data_path(entry, beside):
+            resolved.append(found)
+        else:
+            # LLaMA-Factory separates names by commas.
+            parts = [_resolve_data_path(part.strip(), beside) for part in entry.split(",")]
+            names = [part for part in parts if part is not None]
+            resolved += names if len(names) == len(parts) else [entry]
+    return resolved
+
+
+def _resolve_data_path(text: str, beside: tuple[Path, ...]) -> str | None:
+    """What a text in `data` means, if something is there: a path, a glob or a registered name."""
+    if not text:
+        return None
+    if (found := resolve_path(text, *beside)) is not None:
+        return str(found)
+    head, separator, name = text.rpartition(f"{DATASET_INFO}:")
+    if separator:
+        registry = resolve_path(head + DATASET_INFO, *beside)
+        return f"{registry}:{name}" if registry is not None else None
+    if is_glob(text):
+        for folder in beside:
+            if any(glob.iglob(text, root_dir=folder, recursive=True)):
+                return str(folder.resolve() / text)
+        return None
+    for folder in (place for near in beside for place in (near, near / "data")):
+        if _is_registered(folder / DATASET_INFO, text):
+            return f"{(folder / DATASET_INFO).resolve()}:{text}"
+    return None
+
+
+def _is_registered(registry: Path, name: str) -> bool:
+    """Whether a dataset_info.json has the name; its faults are told when it is read."""
+    try:
+        found = json.loads(registry.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and name in found
+
+
+def _is_path(template: str) -> bool:
+    """Whether a template is a file, and not the name of a built-in one (`data/templates.py`)."""
+    return any(mark in template for mark in "/\\.")

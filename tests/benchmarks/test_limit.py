@@ -6,7 +6,7 @@ import pytest
 
 from limit import Counts, Sizes, limit_flops, shapes_of_step, shared_counts, unshared_counts
 from myna.data.conversation import Place
-from myna.data.encode import Example
+from myna.data.store import Example
 
 PLACE = Place(Path("rows.json"), 1, 1)
 SIZES = Sizes(

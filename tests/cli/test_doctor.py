@@ -164,3 +164,12 @@ def test_a_model_whose_activations_cannot_be_known(folder, monkeypatch):
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError):
         report(str(tmp_path / "nowhere"))
+
+
+def test_the_cache_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("MYNA_CACHE", str(tmp_path))
+    mend = "(at most 20.0 GB; MYNA_CACHE names another folder)"
+    assert doctor._cache() == f"[bold]cache[/]: 0.0 MB of encoded rows in {tmp_path} {mend}"
+    (tmp_path / "encoded" / "key").mkdir(parents=True)
+    (tmp_path / "encoded" / "key" / "ids").write_bytes(bytes(1_500_000))
+    assert doctor._cache() == f"[bold]cache[/]: 1.5 MB of encoded rows in {tmp_path} {mend}"

@@ -453,6 +453,13 @@ def test_a_finished_run_says_so_without_touching_anything_or_loading_torch(job: 
     assert done.returncode == 0, done.stderr
     assert "runs/job is finished; nothing was changed." in done.stdout
     assert look() == before
+    data = job.parent / "rows.jsonl"
+    data.write_text(data.read_text().replace("It is 7!", "It is 8!"))
+    done = myna("train", "job.yaml", "train.max_steps=1", folder=job.parent)
+    assert done.returncode == 2 and "holds a run with other data:" in done.stderr
+    data.unlink()
+    done = myna("train", "job.yaml", "train.max_steps=1", folder=job.parent)
+    assert done.returncode == 0 and "is finished" in done.stdout
 
 
 def test_two_signals_end_it_at_once_and_it_resumes_to_the_same_bytes(job: Path) -> None:
@@ -496,3 +503,21 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_loaded(job: 
     (job.parent / "file").write_text("")
     with pytest.raises(ConfigError, match="the run cannot be kept there: "):
         train(job, "output=file/run", "model=no/such/model")
+
+
+def test_skipped_rows_are_saved_with_the_run(job: Path) -> None:
+    with open(job.parent / "rows.jsonl", "a") as file:
+        file.write('\n{"instruction": "a", "output": NaN}\n{oops\n')
+    entry = "data={path: rows.jsonl, rows: 30}"
+    with pytest.raises(MynaError, match=r"rows\.jsonl line 25, column 32: NaN is not JSON"):
+        train(job, entry)
+    directory, text = train(job, entry, "train.on_bad_row=skip", "train.max_steps=1")
+    assert "1 bad row skipped (json), the first: rows.jsonl line 26, column 2" in " ".join(
+        text.split()
+    )
+    stored = json.loads((directory / "data.json").read_text())
+    assert (stored["rows_in"], stored["trained"]) == (26, 24)
+    assert stored["refused"] == {"not_a_number": 1, "json": 1}
+    assert directory.name == "job"
+    _, text = train(job, entry, "train.on_bad_row=skip", "train.max_steps=1")
+    assert "is finished; nothing was changed" in " ".join(text.split())

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from myna.data.conversation import Conversation, Message
-from myna.data.encode import Accounting, Dataset, Encoder, RowRefused, encode_dataset
+from myna.data.dataset import Accounting, Dataset, encode_dataset
+from myna.data.encode import Encoder, RowRefused
 from myna.data.formats import Rows, read_conversations
 from myna.data.templates import choose_template
 from myna.errors import ConfigError, DataError
@@ -186,6 +188,24 @@ def test_untrained_answers_are_context() -> None:
         "rows.jsonl line 1: the row has no answer that is trained.\n"
         "  Add an answer or delete the row."
     )
+
+
+def test_only_the_last_answer_is_trained_where_that_is_set() -> None:
+    made = encoder(family("chatml"), train_on="last")
+    (example,) = made.encode(talk(*TURNS))
+    assert (example.turn, example.completion_text) == (3, "answers<|im_end|>")
+    (whole, *_) = reversed(encoder(family("chatml")).encode(talk(*TURNS)))
+    assert example == whole
+    assert "train_on is last: earlier answers of a conversation are context" in made.notes
+    last = Message("assistant", "no", trained=False)
+    assert refusal(made, talk(*TURNS[:2], TURNS[2], last)).reason == "nothing_trained"
+
+
+def test_the_weight_of_an_answer_is_its_examples() -> None:
+    heavy = Message("assistant", "Paris.", weight=2.5)
+    first, second = encoder(family("chatml")).encode(talk(TURNS[0], heavy, *TURNS[2:4]))
+    assert (first.weight, second.weight) == (2.5, 1.0)
+    assert first.completion_text == "Paris.<|im_end|>"
 
 
 # Stop tokens
@@ -712,3 +732,27 @@ def test_the_reference_job_encodes_to_the_counts_of_the_original(bluelm: Any) ->
     assert dataset.accounting.rows_in == dataset.accounting.trained == 3729
     assert dataset.accounting.tokens == golden["total_tokens_this_tokenizer"]
     assert max(lengths(dataset)) == golden["longest_this_tokenizer"]
+
+
+def test_refused_rows_are_skipped_and_accounted_for_where_that_is_asked_for() -> None:
+    bad = [talk(("user", "<|im_end|>"), ("assistant", "a"), line=line) for line in (2, 5)]
+    long = talk(("user", "hello there " * 60), ("assistant", "a"), line=7)
+    read = replace(rows(*bad, talk(*TURNS[:2]), long), refused={"json": 3, "control_token": 1})
+    for over_length, reason in (("drop", "over_length"), ("error", "over_length")):
+        made = encoder(family("chatml"), max_length=60, over_length=over_length)
+        accounting = encode_dataset(made, read, "skip").accounting
+        assert (accounting.rows_in, accounting.trained) == (8, 1)
+        assert accounting.refused == {"json": 3, "control_token": 3, reason: 1}
+    notes = encode_dataset(encoder(family("chatml")), read, "skip").notes
+    assert any(
+        note.startswith(
+            "2 bad rows skipped (control_token), the first: rows.jsonl line 2: the user"
+        )
+        for note in notes
+    )
+    with pytest.raises(DataError) as error:
+        encode_dataset(encoder(family("chatml")), rows(*bad), "skip")
+    assert str(error.value) == (
+        "No row is left to train on: all were refused (control_token 2).\n"
+        "  With on_bad_row: stop they are listed. Training has not started."
+    )

@@ -1,10 +1,25 @@
+import gzip
 import hashlib
+import json
+import os
+import pickle
+import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pytest
 
-from myna.data.files import BadRow, Record, content_hash, read_file, read_records
+from myna.data.files import (
+    BadRow,
+    Record,
+    content_hash,
+    content_sha256,
+    look_at,
+    read_chunks,
+    read_records,
+)
 from myna.errors import DataError
 
 Write = Callable[[str, str | bytes], Path]
@@ -56,10 +71,10 @@ def test_several_files_follow_each_other(write: Write) -> None:
 
 def test_hash_is_that_of_the_bytes(write: Write) -> None:
     one, two = write("a.jsonl", ROW), write("b.jsonl", f"\ufeff{ROW}")
-    assert read_file(one).sha256 == hashlib.sha256(one.read_bytes()).hexdigest()
-    assert content_hash([read_file(one)]) == read_file(one).sha256
-    both = content_hash([read_file(one), read_file(two)])
-    assert both != content_hash([read_file(two), read_file(one)])
+    digests = [content_sha256(one), content_sha256(two)]
+    assert digests[0] == hashlib.sha256(one.read_bytes()).hexdigest()
+    assert content_hash(digests[:1]) == digests[0]
+    assert content_hash(digests) != content_hash(digests[::-1])
 
 
 @pytest.mark.parametrize(
@@ -129,24 +144,29 @@ def test_hash_is_that_of_the_bytes(write: Write) -> None:
         ),
         (
             '{"x": 1, "x": 2}',
-            'a.jsonl line 1: the key "x" occurs twice in one object.\n  Keep one of them; a reader '
-            "would silently take the last.",
+            'a.jsonl line 1, column 10: the key "x" occurs twice in one object.\n'
+            "  Keep one of them; a reader would silently take the last.",
         ),
-        ('{"x": NaN}', "a.jsonl line 1: NaN is not JSON.\n  Write a number or null."),
-        ('{"x": -Infinity}', "a.jsonl line 1: -Infinity is not JSON.\n  Write a number or null."),
-        ('{"x": 1e999}', "a.jsonl line 1: 1e999 is not JSON.\n  Write a number or null."),
+        ('{"x": NaN}', "a.jsonl line 1, column 7: NaN is not JSON.\n  Write a number or null."),
+        (
+            '{"x": -Infinity}',
+            "a.jsonl line 1, column 7: -Infinity is not JSON.\n  Write a number or null.",
+        ),
+        ('{"x": 1e999}', "a.jsonl line 1, column 7: 1e999 is not JSON.\n  Write a number or null."),
         (
             '{"x": ' + "9" * 5000 + "}",
-            "a.jsonl line 1: a number has more than 4,300 digits.\n  Write it as a text in quotes.",
+            "a.jsonl line 1, column 7: a number has more than 4,300 digits.\n"
+            "  Write it as a text in quotes.",
         ),
         (
             '{"x": ' + "[" * 100_000,
-            "a.jsonl line 1: lists or objects are nested too deeply.\n  Flatten the row.",
+            "a.jsonl line 1, column 106: lists or objects are nested more than 100 deep.\n"
+            "  Flatten the row.",
         ),
         (
             '{"x": "\\ud83d"}',
-            "a.jsonl line 1: an escape of \\ud800 to \\udfff stands alone; it is half of a "
-            "character."
+            "a.jsonl line 1, column 8: an escape of \\ud800 to \\udfff stands alone; it is half "
+            "of a character."
             "\n  Write both halves of the pair, or the character itself.",
         ),
         (
@@ -188,20 +208,14 @@ def test_escaped_pair_is_one_character(write: Write) -> None:
             "which begins with [, or one JSON object a line, which begins with {.",
         ),
         (
-            '{"x": "a"}\n{"x": "你好"}'.encode("gb18030"),
-            "a.jsonl line 2: byte 0xc4 at offset 18 is not UTF-8; the file looks like GB18030.\n"
-            "  Save it as UTF-8, for example: iconv -f GB18030 -t UTF-8 a.jsonl > utf8-a.jsonl",
-        ),
-        (
             ROW.encode("utf-16"),
             "a.jsonl line 1: byte 0xff at offset 0 is not UTF-8; the file looks like UTF-16.",
         ),
-        (b'\xef\xbb\xbf{"x": "\x80"}', "a.jsonl line 1: byte 0x80 at offset 10 is not UTF-8.\n"),
     ],
 )
 def test_unusable_files(write: Write, content: str | bytes, expected: str) -> None:
     with pytest.raises(DataError) as error:
-        read_file(write("a.jsonl", content))
+        look_at(write("a.jsonl", content))
     assert str(error.value).startswith(expected)
     assert str(error.value).endswith("Training has not started.")
 
@@ -212,20 +226,194 @@ def test_missing_file_names_the_near_ones(
     write("train.jsonl", ROW)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as error:
-        read_file(Path("trian.jsonl"))
+        look_at(Path("trian.jsonl"))
     assert str(error.value) == (
         f"trian.jsonl was not found (working directory: {tmp_path}).\n  Did you mean train.jsonl?"
     )
     with pytest.raises(DataError, match=r"Data files in \.: train\.jsonl\."):
-        read_file(Path("zzz"))
+        look_at(Path("zzz"))
     with pytest.raises(DataError, match="The folder nowhere does not exist"):
-        read_file(Path("nowhere/train.jsonl"))
+        look_at(Path("nowhere/train.jsonl"))
 
 
 def test_a_folder_is_no_file(write: Write, tmp_path: Path) -> None:
     write("train.jsonl", ROW)
     with pytest.raises(DataError) as error:
-        read_file(tmp_path)
+        look_at(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path} is a folder; expected a JSON or JSONL file.\n  Files in it: train.jsonl"
+        f"{tmp_path} is a folder; expected a data file.\n  Files in it: train.jsonl"
     )
+
+
+def test_encodings_other_than_utf8(write: Write) -> None:
+    assert faults(write("a.jsonl", f'{ROW}\n{{"x": "你好"}}'.encode("gb18030"))) == [
+        f"a.jsonl line 2, column 8: byte 0xc4 at offset {len(ROW) + 8} is not UTF-8; it looks like "
+        "GB18030.\n  Save the file as UTF-8, for example: iconv -f GB18030 -t UTF-8 OLD > NEW"
+    ]
+    (found,) = faults(write("b.jsonl", b'\xef\xbb\xbf{"x": "\x80"}'))
+    assert found.startswith("b.jsonl line 1, column 8: byte 0x80 at offset 10 is not UTF-8.\n")
+    listed = '[{"x": "é"},\n{"x": "'.encode() + b"\x80" + b'"}]'
+    (found,) = faults(write("c.json", b"\xef\xbb\xbf" + listed))
+    assert found.startswith("c.json line 2, column 8: byte 0x80 at offset 24 is not UTF-8.\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_encodings_without_a_byte_order_mark(write: Write, encoding: str) -> None:
+    with pytest.raises(DataError) as error:
+        look_at(write("a.jsonl", '{"instruction": "你好", "output": "hello"}'.encode(encoding)))
+    assert f"the file looks like {encoding[:6].upper()}{encoding[-2:].upper()}." in str(error.value)
+
+
+def test_chunks_are_small_and_can_be_parsed_elsewhere(write: Write) -> None:
+    rows = [{"x": number, "text": "é" * 3} for number in range(2_500)]
+    for path in (
+        write("a.jsonl", "\n".join(json.dumps(row) for row in rows)),
+        write("b.json", json.dumps(rows, indent=1)),
+        write("c.csv", "x,text\n" + "".join(f"{row['x']},{row['text']}\n" for row in rows)),
+        write("d.txt", "\n\n".join(str(row["x"]) for row in rows)),
+    ):
+        chunks = list(read_chunks(path))
+        assert [len(list(chunk.records())) for chunk in chunks] == [1000, 1000, 500]
+        assert [chunk.num_rows for chunk in chunks] == [1000, 1000, 500]
+        sent = [pickle.loads(pickle.dumps(chunk)) for chunk in chunks]
+        elsewhere = [row for chunk in reversed(sent) for row in chunk.records()][::-1]
+        assert sorted(elsewhere, key=lambda row: row.place.row) == list(read_records([path]))
+
+
+def test_a_chunk_ends_with_the_row_that_fills_it(write: Write) -> None:
+    long = "a" * 600_000
+    for path in (
+        write("a.jsonl", f'{{"x": "{long}"}}\n' * 5),
+        write("b.json", "[" + ", ".join(f'{{"x": "{long}"}}' for _ in range(5)) + "]"),
+        write("c.csv", "x\n" + f"{long}\n" * 5),
+        write("d.txt", f"{long}\n\n" * 5),
+    ):
+        assert [len(list(chunk.records())) for chunk in read_chunks(path)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("packing", ["gzip", "zstd"])
+def test_packed_files_are_told_by_their_first_bytes(
+    tmp_path: Path, write: Write, packing: str
+) -> None:
+    text = "".join(f'{{"x": {number}}}\n' for number in range(20_000)).encode()
+    zstd = pyarrow.Codec("zstd")
+    content = gzip.compress(text) if packing == "gzip" else zstd.compress(text, asbytes=True)
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
+        path = write(name, content)
+        assert [row.value["x"] for row in records(path)] == list(range(20_000))
+        assert look_at(path).note == f"unpacked from {packing}"
+        assert content_sha256(path) == hashlib.sha256(content).hexdigest()
+    twice = write("twice.jsonl.gz", content + content)
+    assert len(records(twice)) == 40_000
+    csv = write("a.csv.gz", gzip.compress(b"x,y\n1,2\n"))
+    assert [row.value for row in records(csv)] == [{"x": "1", "y": "2"}]
+    cut = write("cut.jsonl", content[: len(content) // 2])
+    with pytest.raises(DataError) as error:
+        records(cut)
+    assert str(error.value) == (
+        f"cut.jsonl: the {packing} file ends in its middle; expected its end mark.\n"
+        "  Was it cut off? Fetch or pack it again. Training has not started."
+    )
+    broken = bytearray(content)
+    broken[8:40] = bytes(32)
+    with pytest.raises(DataError, match=f"could not be read as a {packing} file \\(|ends in its"):
+        records(write("broken.jsonl", bytes(broken)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.json", b"PAR1....", "a.json is named .json, but its content looks like Parquet.\n"
+         "  If it is, rename it to a.parquet."),
+        ("a.jsonl", b"ARROW1\0\0", "a.jsonl is named .jsonl, but its content looks like Arrow."),
+        ("a.parquet", b'{"x": 1}', 'a.parquet is named .parquet and begins with "{\\"x\\": 1}"; '
+         "expected Parquet."),
+        ("a.csv", b'{"x": 1}', "a.csv is named .csv, but its content looks like JSON.\n"
+         "  If it is, rename it to a.jsonl."),
+        ("a.json.gz", gzip.compress(b"PAR1...."), "a.json.gz is Parquet inside gzip; expected it "
+         "unpacked."),
+        ("a.json", b"PK\x03\x04\x14\0\0\0[Content_Types].xml", "a.json looks like an Excel "
+         "workbook; expected rows as JSON, CSV, Parquet, Arrow or text.\n  Save the sheet as CSV"),
+        ("a.json", b"PK\x03\x04\x14\0\0\0rows.json", "a.json looks like a zip archive;"),
+        ("a.json", b"%PDF-1.7\n", "a.json looks like a PDF document;"),
+        ("a.txt", b"%PDF-1.7\n", "a.txt looks like a PDF document;"),
+        ("a.json", b"\n<!DOCTYPE HTML><html>", "a.json looks like an HTML page; expected rows as "
+         "JSON, CSV, Parquet, Arrow or text.\n  Fetch the data itself, not the page around it."),
+        ("a.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a.json looks like "
+         "a Git LFS pointer, which stands for the data; expected rows as JSON, CSV, Parquet, Arrow "
+         "or text.\n  Run `git lfs pull`."),
+        ("a.json", b"\x80\x04\x95", "a.json looks like a Python pickle; expected rows as JSON, "
+         "CSV, Parquet, Arrow or text.\n  Pickles are never read."),
+        ("a.json", b"name\tanswer\n", 'a.json line 1: the file begins with "name\\tanswer\\n"; '
+         "expected a JSON list, which begins with [, or one JSON object a line, which begins with "
+         "{.\n  If it is a table, name it a.tsv."),
+    ],
+)  # fmt: skip
+def test_content_of_another_kind_is_named(
+    write: Write, name: str, content: bytes, expected: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        look_at(write(name, content))
+    assert str(error.value).startswith(expected)
+    assert str(error.value).endswith("Training has not started.")
+
+
+def test_nul_bytes_at_the_end_come_from_a_damaged_disk(write: Write) -> None:
+    assert faults(write("a.jsonl", f"{ROW}\n".encode() + bytes(4096))) == [
+        "a.jsonl line 2, column 1: 4,096 NUL bytes (0x00) stand in the line; expected text.\n"
+        "  The file was damaged, by a full disk or a power failure: restore it, or remove them."
+    ]
+    (found,) = faults(write("b.jsonl", '{"x": "a\0b"}'))
+    assert found.startswith("b.jsonl line 1, column 9: broken JSON: found ")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+def test_a_row_of_a_hundred_megabytes_is_refused_with_its_place(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    before, row, after = {
+        "a.jsonl": ('{"x": "1"}\n\n{"x": "', '"}\n', '{"x": "3"}\n'),
+        "a.json": ('[{"x": "1"},\n\n{"x": "', '"},\n', '{"x": "3"}]\n'),
+        "a.csv": ("x\n1\n", "\n", "3\n"),
+        "a.txt": ("1\n\n", "\n\n", "3\n"),
+    }[name]
+    with open(path, "w") as file:
+        file.write(before)
+        for _ in range(100):
+            file.write("0" * 1_000_000)
+        file.write(row + after)
+    tracemalloc.start()
+    rows = list(read_records([path]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 << 20
+    bad = rows[1]
+    assert isinstance(bad, BadRow) and isinstance(rows[0], Record)
+    assert str(bad.fault).startswith(f"{name} line 3: the ")
+    assert "is longer than 8 MiB" in str(bad.fault)
+    # Where the end of such a row can be seen, the next one is read.
+    assert len(rows) == (3 if name in ("a.jsonl", "a.txt") else 2)
+    assert bad.fault.ends_file == (len(rows) == 2)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="is no regular file; expected one that can be read more"):
+        look_at(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="is no name of a file"):
+        look_at(Path("a\0b.jsonl"))
+
+
+def test_an_edit_that_keeps_size_and_time_changes_the_hash(write: Write) -> None:
+    content = bytearray(b"\n".join(json.dumps({"x": n}).encode() for n in range(10_000)))
+    path = write("a.jsonl", bytes(content))
+    status = path.stat()
+    seen = {content_sha256(path)}
+    generator = random.Random(0)
+    for _ in range(100):
+        position = generator.randrange(len(content))
+        content[position] ^= 1 << generator.randrange(8)
+        path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (len(content), status.st_mtime_ns)
+        seen.add(content_sha256(path))
+    assert len(seen) == 101

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from myna.data.formats import read_conversations
+from myna.data.sources import Source
 from myna.errors import DataError
 
+NAN = float("nan")
 Write = Callable[[str, str | bytes], Path]
 
 
@@ -130,7 +132,7 @@ def test_messages_with_parts_reasoning_and_tools(write: Write) -> None:
     (conversation,) = read_conversations([write("a.jsonl", lines(row))]).conversations
     assert [message.content for message in conversation.messages] == ["s", "ab", "c"]
     assert conversation.messages[2].reasoning == "why"
-    assert conversation.tools == ({"name": "search"},)
+    assert conversation.tools == ({"type": "function", "function": {"name": "search"}},)
 
 
 def test_the_mapping_and_unused_fields_are_said(write: Write) -> None:
@@ -165,9 +167,9 @@ def test_wrong_role_is_listed_once_with_all_lines(write: Write) -> None:
     ("row", "expected"),
     [
         (
-            messages(("human", "q"), ("gpt", "a")),
-            'messages[0].role is "human"; expected system, user, assistant or tool.\n'
-            '  Did you mean "user"?',
+            messages(("hunam", "q"), ("gpt", "a")),
+            'messages[0].role is "hunam"; expected system, user, assistant or tool.\n'
+            '  Did you mean "human"?',
         ),
         (
             messages(("user", "q")),
@@ -194,8 +196,9 @@ def test_wrong_role_is_listed_once_with_all_lines(write: Write) -> None:
             messages(
                 ("assistant", "a"),
             ),
-            "messages[0] is of role assistant as the first; expected system or user.\n"
-            "  A conversation begins with the user.",
+            "the row has an answer and no user message before it, so nothing asks for it.\n"
+            "  Add the question. A text that answers nothing can stand in a column `text`: it is "
+            "trained whole.",
         ),
         ({"messages": []}, "messages is an empty list; expected a list of role/content objects."),
         (
@@ -205,8 +208,8 @@ def test_wrong_role_is_listed_once_with_all_lines(write: Write) -> None:
         ),
         (
             {"messages": [{"role": "assistant", "content": "q", "tool_calls": [1]}]},
-            'messages[0] has a field "tool_calls", which would not be trained; expected "role" and '
-            '"content" (and "reasoning_content").\n  Remove it, or write its text into content.',
+            'messages[0].tool_calls[0] is a call with the number 1; expected "name" and '
+            '"arguments", by themselves or under "function".',
         ),
         (
             {"messages": [{"role": "user", "content": None}]},
@@ -220,8 +223,7 @@ def test_wrong_role_is_listed_once_with_all_lines(write: Write) -> None:
         (
             {"instruction": "q", "input": ""},
             'the row has "instruction", "input" and no "output"; expected instruction, output '
-            "(and, "
-            "if wanted, input, system, history).",
+            "(and, if wanted, input, system, history, reasoning, tools).",
         ),
         (
             {"instruction": 5, "output": "a"},
@@ -236,17 +238,20 @@ def test_wrong_role_is_listed_once_with_all_lines(write: Write) -> None:
             "history is of another shape; expected a list of [question, answer] pairs of texts.",
         ),
         (
-            {"question": "q", "answer": "a"},
-            'the row has "question", "answer"; expected one of: messages (and, if wanted, tools); '
-            "instruction, output (and, if wanted, input, system, history); inputs, targets.\n"
-            "  Rename the fields.",
+            {"frage": "q", "antwort": "a"},
+            'the row has "frage", "antwort"; expected messages or conversations (lists of '
+            "messages), a question and its answer (instruction/output, inputs/targets, "
+            "prompt/completion, question/answer …), chosen and rejected, or text.\n"
+            "  Rename the fields, or say which is which, for example "
+            "`columns: {prompt: frage, completion: antwort}`.",
         ),
         (
             {"Message": []},
-            'the row has "Message"; expected one of: messages (and, if wanted, tools); '
-            "instruction, "
-            "output (and, if wanted, input, system, history); inputs, targets.\n"
-            '  "Message" looks like "messages". Rename the fields.',
+            'the row has "Message"; expected messages or conversations (lists of messages), a '
+            "question and its answer (instruction/output, inputs/targets, prompt/completion, "
+            "question/answer …), chosen and rejected, or text.\n"
+            '  "Message" looks like "messages". Rename the fields, or say which is which, for '
+            "example `columns: {prompt: COLUMN, completion: COLUMN}`.",
         ),
     ],
 )
@@ -261,7 +266,7 @@ def test_a_row_unlike_the_others_says_which_keys_it_has(write: Write) -> None:
     )
     assert refusal(path) == (
         'a.jsonl line 2: the row has "Instruction", "output" and no "instruction"; expected '
-        "instruction, output (and, if wanted, input, system, history).\n"
+        "instruction, output (and, if wanted, input, system, history, reasoning, tools).\n"
         '  Is "Instruction" meant? Training has not started.'
     )
 
@@ -275,7 +280,7 @@ def test_broken_json_and_bad_rows_are_one_error(write: Write) -> None:
 
 def test_empty_list(write: Write) -> None:
     assert refusal(write("a.json", "[ ]")) == (
-        "a.json holds no rows (an empty list); expected at least one.\n  Training has not started."
+        "a.json holds no rows; expected at least one.\n  Training has not started."
     )
 
 
@@ -286,3 +291,39 @@ def test_the_reference_data(write: Write) -> None:
     rows = read_conversations([path])
     assert len(rows.conversations) == 3729
     assert rows.content_hash == "1bbe8b09857274adc58186919622554df7f71dcee8655537f6a8b80993d6e6f3"
+
+
+def test_bad_rows_are_skipped_where_that_is_asked_for(write: Write) -> None:
+    good = {"instruction": "a", "output": "b"}
+    path = write(
+        "a.jsonl",
+        lines(good, {"instruction": "a", "output": 1}) + "\n{oops\n" + lines(good, {"x": NAN}),
+    )
+    rows = read_conversations([path], "skip")
+    assert [conversation.place.line for conversation in rows.conversations] == [1, 4]
+    assert rows.refused == {"json": 1, "not_a_number": 1, "type": 1}
+    note = "1 bad row skipped (json), the first: a.jsonl line 3, column 2: broken JSON: "
+    assert any(said.startswith(note) for said in rows.notes)
+    assert refusal(path).count("a.jsonl line") == 3
+
+
+def test_the_number_of_rows_is_that_of_the_entry(write: Write) -> None:
+    row = {"instruction": "a", "output": "b"}
+    paths = [write(name, lines(*[row] * 3)) for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    sources = [Source(path, rows=4, entry=0) for path in paths[:2]] + [Source(paths[2], entry=1)]
+    places = [
+        (conversation.place.file.name, conversation.place.line)
+        for conversation in read_conversations(sources).conversations
+    ]
+    assert places == [
+        *(("a.jsonl", line) for line in (1, 2, 3)),
+        ("b.jsonl", 1),
+        *(("c.jsonl", line) for line in (1, 2, 3)),
+    ]
+
+
+def test_how_a_file_is_read_is_said(write: Write) -> None:
+    path = write("a.csv", "instruction;output\na;b\n")
+    notes = read_conversations([path]).notes
+    assert notes[0] == "a.csv: CSV divided by a semicolon, columns instruction, output"
+    assert notes[1].startswith("a.csv: 1 rows of instruction/input/output")

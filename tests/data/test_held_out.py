@@ -2,10 +2,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
 from myna.data.held_out import split_held_out
+from myna.data.store import Example
 from myna.errors import ConfigError
 
 
@@ -21,7 +23,8 @@ def examples(
 
 def test_zero_holds_nothing_out() -> None:
     data = examples([(1,), (2,)])
-    assert split_held_out(data, 0, 42) == (data, [])
+    trained, held = split_held_out(data, 0, 42)
+    assert list(trained) == data and len(held) == 0
 
 
 @pytest.mark.parametrize(("held_out", "count"), [(0.1, 10), (7, 7), (0.001, 1), (99, 99)])
@@ -31,7 +34,7 @@ def test_share_or_number_each_side_in_order(held_out: float, count: int) -> None
     assert len(held) == count and len(trained) == 100 - count
     for side in (trained, held):
         assert [example.place.row for example in side] == sorted(e.place.row for e in side)
-    assert {e.place.row for e in trained + held} == set(range(1, 101))
+    assert {e.place.row for e in [*trained, *held]} == set(range(1, 101))
 
 
 def test_a_prompt_is_never_on_both_sides() -> None:
@@ -70,3 +73,44 @@ def test_a_split_that_leaves_nothing_is_refused(held_out: float) -> None:
         "common; expected a number that leaves some on both sides.\n"
         "  Choose another held_out, or 0 to hold nothing out."
     )
+
+
+def test_plain_texts_are_told_apart_by_what_they_say() -> None:
+    """Their prompts are all the start token, or nothing."""
+    for start in ((), (1,)):
+        texts = [
+            Example("", "", start, (5 + number // 2, 6, 2), Place(Path("a.txt"), n, n), 0)
+            for n, number in enumerate(range(20))
+        ]
+        trained, held_out = split_held_out(texts, 0.3, seed=4)
+        assert len(held_out) == 6  # three texts, each there twice
+        assert {e.completion_ids for e in trained}.isdisjoint(e.completion_ids for e in held_out)
+        assert {e.completion_ids for e in held_out} != {(5, 6, 2), (6, 6, 2), (7, 6, 2)}
+
+
+LINKS = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 12)), min_size=2, max_size=40)
+
+
+@given(LINKS, st.integers(1, 39), st.integers(0, 3))
+def test_groups_are_those_of_a_search_through_the_links(
+    links: list[tuple[int, int]], wanted: int, seed: int
+) -> None:
+    """(prompt, row) of each example; whoever shares one with another stands on its side."""
+    data = examples([(prompt,) for prompt, _ in links], [row for _, row in links])
+    group = list(range(len(links)))
+    for _ in links:  # a chain is no longer than that
+        for one, (prompt, row) in enumerate(links):
+            linked = [at for at, each in enumerate(links) if each[0] == prompt or each[1] == row]
+            group[one] = min(group[at] for at in linked)
+    try:
+        trained, held = split_held_out(data, wanted, seed)
+    except ConfigError as error:
+        assert f"in {len(set(group))} groups" in str(error)
+        return
+    assert 0 < len(held) <= wanted and len(trained) + len(held) == len(links)
+    number = {example.completion_ids: at for at, example in enumerate(data)}
+    sides = [{group[number[e.completion_ids]] for e in side} for side in (trained, held)]
+    assert not sides[0] & sides[1]
+    # Nothing more would have fitted: every group left out is larger than what room remained.
+    room = wanted - len(held)
+    assert all(group.count(each) > room for each in sides[0])

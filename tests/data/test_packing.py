@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
 from myna.data.loader import num_targets
 from myna.data.packing import Pack, filled, pack_step, packed_tokens
+from myna.data.store import Example
 
 Ids = tuple[int, ...]
 Predictions = Counter[tuple[Ids, int]]

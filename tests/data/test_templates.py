@@ -1,11 +1,15 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chat_families import CHATML, DEEPSEEK, GEMMA, LLAMA3, QWEN3, make_tokenizer
+from tokenizers import processors
 
 from myna.data.conversation import Message
-from myna.data.templates import choose_template
+from myna.data.encode import Encoder
+from myna.data.rendering import TemplateError
+from myna.data.templates import BUILT_IN, choose_template
 from myna.errors import ConfigError
 
 Write = Callable[[str, str | bytes], Path]
@@ -19,7 +23,7 @@ DROPS_SYSTEM = (
 )
 
 
-def bluelm(kind: str = "piece") -> object:
+def bluelm(kind: str = "piece") -> Any:
     return make_tokenizer(kind, None, bos_token="<s>", eos_token="</s>")
 
 
@@ -82,9 +86,11 @@ def test_no_template_at_all() -> None:
     with pytest.raises(ConfigError) as error:
         choose_template(make_tokenizer("byte", None), "llama")
     assert str(error.value) == (
-        "The tokenizer has no chat template and there is no built-in for model type 'llama' "
-        "(built-in: bluelm).\n  It may be a base model: take the chat model, or set "
-        "`template: FILE` to a Jinja file."
+        "The tokenizer has no chat template, and none of the built-in ones is certain to be that "
+        "of model type 'llama': alpaca, atom, baichuan2, bluelm, chatglm3, chatml, internlm2, "
+        "qwen, vicuna, yuan2.\n  Name the one the model was trained with, as `template: NAME`, "
+        "or set `template: FILE` to a Jinja file. A base model has seen none: any will do, or take "
+        "the chat model."
     )
 
 
@@ -180,3 +186,228 @@ def test_a_date_in_the_prompt_is_said() -> None:
     assert notes[-1] == (
         "the chat template writes today's date into every prompt; prompts of another day differ"
     )
+
+
+# Built-in templates: every text is written by hand, from what the models' own code sends.
+
+TALK = (USER, ANSWER, Message("user", "And I?"))
+BRIEF = "Be brief."
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request."
+)
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+)
+GOLDEN: dict[str, tuple[str, str, str]] = {
+    # One question; a system text, a turn and a question; a turn.
+    "alpaca": (
+        f"{ALPACA}\n\n### Instruction:\nWho?\n\n### Response:\n",
+        f"{BRIEF}\n\n### Instruction:\nWho?\n\n### Response:\nMe.</s>\n\n"
+        "### Instruction:\nAnd I?\n\n### Response:\n",
+        f"{ALPACA}\n\n### Instruction:\nWho?\n\n### Response:\nMe.</s>\n\n",
+    ),
+    "atom": (
+        "<s>Human: Who?\n</s><s>Assistant:",
+        f"<s>System: {BRIEF}\n</s><s>Human: Who?\n</s><s>Assistant: Me.\n</s>"
+        "<s>Human: And I?\n</s><s>Assistant:",
+        "<s>Human: Who?\n</s><s>Assistant: Me.\n</s>",
+    ),
+    "baichuan2": (
+        "<reserved_106>Who?<reserved_107>",
+        f"{BRIEF}<reserved_106>Who?<reserved_107>Me.<reserved_106>And I?<reserved_107>",
+        "<reserved_106>Who?<reserved_107>Me.",
+    ),
+    "bluelm": (
+        "<s>[|Human|]:Who?[|AI|]:",
+        f"<s>[|Human|]:{BRIEF}\n\n Who?[|AI|]:Me.</s>[|Human|]:And I?[|AI|]:",
+        "<s>[|Human|]:Who?[|AI|]:Me.</s>",
+    ),
+    "chatglm3": (
+        "[gMASK]sop<|user|>\n Who?<|assistant|>",
+        f"[gMASK]sop<|system|>\n {BRIEF}<|user|>\n Who?<|assistant|>\n Me.<|user|>\n And I?"
+        "<|assistant|>",
+        "[gMASK]sop<|user|>\n Who?<|assistant|>\n Me.",
+    ),
+    "chatml": (
+        "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n",
+        f"<|im_start|>system\n{BRIEF}<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n"
+        "<|im_start|>assistant\nMe.<|im_end|>\n<|im_start|>user\nAnd I?<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nMe.<|im_end|>\n",
+    ),
+    "internlm2": (
+        "<s><|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n",
+        f"<s><|im_start|>system\n{BRIEF}<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n"
+        "<|im_start|>assistant\nMe.<|im_end|>\n<|im_start|>user\nAnd I?<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "<s><|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nMe.<|im_end|>\n",
+    ),
+    "qwen": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n",
+        f"<|im_start|>system\n{BRIEF}<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n"
+        "<|im_start|>assistant\nMe.<|im_end|>\n<|im_start|>user\nAnd I?<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nMe.<|im_end|>\n",
+    ),
+    "vicuna": (
+        f"{VICUNA} USER: Who? ASSISTANT:",
+        f"{BRIEF} USER: Who? ASSISTANT: Me.</s>USER: And I? ASSISTANT:",
+        f"{VICUNA} USER: Who? ASSISTANT: Me.</s>",
+    ),
+    "yuan2": ("Who?<sep>", f"{BRIEF}\nWho?<n>Me.<n>And I?<sep>", "Who?<sep>Me.</s>"),
+}
+
+
+def test_every_built_in_has_a_text_by_hand() -> None:
+    assert set(GOLDEN) == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_texts_of_the_built_in_templates(name: str) -> None:
+    template = choose_template(bluelm(), None, override=name)
+    assert template.origin == f"built-in {name}.jinja"
+    assert not template.folds_system
+    assert (
+        template.render([USER], add_generation_prompt=True),
+        template.render([SYSTEM, *TALK], add_generation_prompt=True),
+        template.render([USER, ANSWER], add_generation_prompt=False),
+    ) == GOLDEN[name]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in GOLDEN if name not in ("chatml", "internlm2", "qwen")]
+)
+def test_roles_that_a_built_in_template_does_not_know(name: str) -> None:
+    template = choose_template(bluelm(), None, override=name)
+    with pytest.raises(TemplateError, match=r"knows the roles .*; found: tool$"):
+        template.render([USER, Message("tool", "x")], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tokens", "name"),
+    [
+        ("baichuan", ["<reserved_106>", "<reserved_107>"], "baichuan2"),
+        ("baichuan", ["<reserved_102>", "<reserved_103>"], None),
+        ("chatglm", ["[gMASK]", "sop", "<|user|>", "<|assistant|>"], "chatglm3"),
+        ("chatglm", ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>"], None),
+        ("internlm2", [], "internlm2"),
+        ("qwen", [], "qwen"),
+        ("yuan", ["<sep>", "<eod>"], "yuan2"),
+        ("yuan", ["<eod>"], None),
+        ("llama", ["<sep>", "<eod>"], None),
+        (None, [], None),
+    ],
+)
+def test_a_model_type_decides_where_it_is_certain(
+    model_type: str | None, tokens: list[str], name: str | None
+) -> None:
+    tokenizer = make_tokenizer("byte", None, added=tokens, bos_token="<s>", eos_token="</s>")
+    if name is None:
+        with pytest.raises(ConfigError, match=r"none of the built-in ones is certain"):
+            choose_template(tokenizer, model_type)
+    else:
+        origin = choose_template(tokenizer, model_type).origin
+        assert origin == f"built-in {name}.jinja (the tokenizer has none)"
+
+
+def test_a_name_takes_the_place_of_the_tokenizers_own() -> None:
+    template = choose_template(make_tokenizer("byte", LLAMA3), "BlueLM", override="chatml")
+    assert template.origin == "built-in chatml.jinja"
+    assert template.notes[1] == "it is used in place of the tokenizer's own template"
+    with pytest.raises(ConfigError) as error:
+        choose_template(make_tokenizer("byte", LLAMA3), None, override="llama3")
+    assert str(error.value).endswith(" Leave `template` out to use the tokenizer's own.")
+
+
+@pytest.mark.parametrize("name", ["alpaca", "chatml", "vicuna"])
+def test_a_template_for_any_model_begins_as_the_tokenizer_does(name: str) -> None:
+    tokenizer = bluelm("byte")
+    plain = choose_template(tokenizer, None, override=name)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    begun = choose_template(tokenizer, None, override=name)
+    assert begun.render([USER], add_generation_prompt=True) == (
+        "<s>" + plain.render([USER], add_generation_prompt=True)
+    )
+    # With BOS once, and no note that one is missing.
+    encoder = Encoder(tokenizer, begun, stop_ids=[tokenizer.eos_token_id])
+    assert encoder.prompt([USER]).ids.count(tokenizer.bos_token_id) == 1
+    assert not [note for note in encoder.notes if "servers add none" in note]
+
+
+def test_a_name_that_is_a_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "chatml").write_text(LLAMA3)
+    monkeypatch.chdir(tmp_path)
+    tokenizer = make_tokenizer("byte", None, bos_token="<|begin_of_text|>")
+    named = choose_template(tokenizer, None, override="chatml")
+    assert named.origin == "built-in chatml.jinja"
+    assert "template: chatml is the built-in; the file of that name is ./chatml" in named.notes
+    assert choose_template(tokenizer, None, override="./chatml").origin == "file chatml"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("chatmll", '; did you mean "chatml"?'),
+        ("vicunna", '; did you mean "vicuna"?'),
+        ("xyz", "."),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        choose_template(bluelm(), None, override=name)
+    assert str(error.value) == (
+        f'template: "{name}" is no built-in template and no file here{hint}\n'
+        "  Built-in: alpaca, atom, baichuan2, bluelm, chatglm3, chatml, internlm2, qwen, vicuna, "
+        "yuan2. A file is written with a path separator or .jinja."
+    )
+
+
+def test_markers_that_the_tokenizer_splits_are_said() -> None:
+    """The tutorials' commonest wrong template: ChatML for a tokenizer that has no such tokens."""
+    tokenizer = make_tokenizer("byte", CHATML.replace("im_", "turn_"), eos_token="</s>")
+    assert choose_template(tokenizer, None).notes[-1] == (
+        'the chat template writes "<|turn_start|>", "<|turn_end|>", which are not one token each '
+        "of this tokenizer but plain text: another model's template?"
+    )
+    assert choose_template(make_tokenizer("byte", CHATML), None).notes == (
+        "chat template: the tokenizer's own",
+    )
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tokenize": False},
+        {"enable_thinking": "no"},
+        {"enable_thinking": 1},
+        {"date_string": "x" * 41},
+        {"messages": []},
+        {"thinking": None},
+    ],
+)
+def test_only_listed_options_reach_a_template(options: dict[str, object]) -> None:
+    """CVE-2025-62426: arguments that a request gave to a template reached the renderer itself."""
+    with pytest.raises(ConfigError) as error:
+        choose_template(make_tokenizer("byte", QWEN3), None, options=options)
+    ((name, value),) = options.items()
+    assert str(error.value) == (
+        f"The option {name!r} of the chat template is {value!r}; templates may be given "
+        "enable_thinking (bool), thinking (bool), date_string (str).\n  Take it out of the "
+        "adapter's saved options."
+    )
+
+
+def test_a_switch_is_a_variable_and_no_word_in_a_comment() -> None:
+    source = "{# enable_thinking #}{{ messages[0].thinking }}" + CHATML
+    template = choose_template(make_tokenizer("byte", source), None)
+    assert template.switch is None and not template.has_thinking_switch and template.options == {}
+    assert template.with_thinking(True) is template

@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig
 
 from myna.data.conversation import Message, Place
-from myna.data.encode import Example
+from myna.data.store import Example
 from myna.errors import ConfigError, DataError, NonFiniteError
 from myna.inference.generate import Answer, Sampling, describe, settle, unknown_ids
 from myna.inference.speaker import Speaker, open_speaker

@@ -84,8 +84,8 @@ def test_all_rows_that_cannot_be_asked_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_shape(tmp_path: Path) -> None:
-    text = refusal(tmp_path, {"question": "a"})
-    assert 'the row has "question"; expected one of: messages' in text
+    text = refusal(tmp_path, {"frage": "a"})
+    assert 'the row has "frage"; expected messages or conversations' in text
     assert text.endswith("Nothing was generated.")
 
 
@@ -94,9 +94,7 @@ def test_empty_files(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(DataError) as refused:
         read_questions(path)
-    assert str(refused.value) == (
-        "questions.json holds no rows (an empty list); expected at least one."
-    )
+    assert str(refused.value) == ("questions.json holds no rows; expected at least one.")
     path.write_text("")
     with pytest.raises(DataError) as refused:
         read_questions(path)

@@ -3,7 +3,14 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from myna.errors import ConfigError
 from myna.lora.adapter_file import load_adapter_state
@@ -214,3 +221,21 @@ def test_impossible_numbers(make_model, changed, text):
     with pytest.raises(ConfigError) as caught:
         put(make_model(), **changed)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_names_that_peft_takes_for_those_of_fused_experts(dropout):
+    """GLM-4.5's dense layers and experts share names; with dropout peft itself gives up."""
+    config = Glm4MoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, moe_intermediate_size=16,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+        n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, n_group=1, topk_group=1,
+        pad_token_id=0,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = Glm4MoeForCausalLM(config)
+    with pytest.raises(ConfigError) as caught:
+        put(model, target_modules=SEVEN, dropout=dropout)
+    assert str(caught.value).startswith("lora.target_modules: peft ")
+    assert "Glm4MoeForCausalLM" in str(caught.value)
+    assert str(caught.value).endswith("target_modules: [q_proj, k_proj, v_proj, o_proj]")

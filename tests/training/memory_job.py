@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
 from myna.data.loader import rows_of_steps
+from myna.data.store import Example
 from myna.device import failing_allocations, memory_in_use, peak_memory_within
 from myna.distributed.group import join_group
 from myna.errors import OutOfMemoryError

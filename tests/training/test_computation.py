@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
+from myna.data.store import Example
 from myna.lora.fused import fuse
 from myna.models.frozen import fuse_frozen
 from myna.training.computation import (

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
 from myna.data.loader import rows_of_steps
+from myna.data.store import Example
 from myna.errors import Interrupted, NonFiniteError, OutOfMemoryError
 from myna.lora.fused import fuse
 from myna.lora.inject import adapter_state

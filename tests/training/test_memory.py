@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
+from myna.data.store import Example
 from myna.errors import ConfigError
 from myna.training.computation import TOKEN_BUDGET, Packed, Padded
 from myna.training.memory import Ladder, MemoryPlan, plan_memory

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
+from myna.data.store import Example
 from myna.errors import NonFiniteError
 from myna.lora.adapter_file import load_adapter_state
 from myna.lora.inject import adapter_state

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
 from myna.data.packing import pack_step
+from myna.data.store import Example
 from myna.lora.fused import fuse
 from myna.models.bluelm import BlueLMConfig, BlueLMForCausalLM
 from myna.models.frozen import fuse_frozen

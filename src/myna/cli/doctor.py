@@ -66,7 +66,7 @@ def run(model: str | None, console: Console) -> None:
     for table in (_hardware(), _rates(), _versions()):
         console.print(table)
         console.print()
-    for line in (*_extras(), _hub()):
+    for line in (*_extras(), _hub(), _cache()):
         console.print(line)
     if model is not None:
         _print_fit(model, console)
@@ -277,6 +277,16 @@ def _hub() -> str:
     return (
         f"[bold]model hub[/]: {address} ({where}) cannot be reached: {faults[0]}. Use a model "
         "folder, or set HF_ENDPOINT to a mirror or HTTPS_PROXY to a proxy"
+    )
+
+
+def _cache() -> str:
+    """One line: where encoded rows are kept, and how many bytes of them."""
+    from myna.data.cache import MAX_BYTES, cache_bytes, cache_folder
+
+    return (
+        f"[bold]cache[/]: {_bytes(cache_bytes())} of encoded rows in {cache_folder()} (at most "
+        f"{_bytes(MAX_BYTES)}; MYNA_CACHE names another folder)"
     )
 
 

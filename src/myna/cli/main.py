@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -37,7 +37,10 @@ Settings = Annotated[
     ),
 ]
 Model = Annotated[str | None, typer.Option(help="Base model: a folder or a hub id.")]
-Data = Annotated[list[str] | None, typer.Option(help="Training data: JSON or JSONL (repeatable).")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(help="Training data: a file, a folder, a glob or a hub id (repeatable)."),
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
@@ -151,19 +154,44 @@ def data(
     model: Model = None,
     data: Data = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write all of it as one page for a browser.")
+    ] = None,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Show the first N trained rows token by token.")
+        int | None, typer.Option(min=1, help="Show the first N answers token by token.")
+    ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option(help="Show one row: its number in the file (84), or FILE:LINE."),
+    ] = None,
+    find: Annotated[
+        str | None, typer.Option(help="Show answers with this text in them or in their prompt.")
+    ] = None,
+    only: Annotated[
+        Literal["trained", "refused", "truncated", "duplicate", "conflict"] | None,
+        typer.Option(help="Show answers of one kind."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Show what would be trained: accounting, lengths, coloured tokens."""
+    """Show what would be trained: accounting, lengths, odd rows, coloured tokens.
+
+    A tokenizer is enough. With --row, --find or --only: those answers, in a pager (q leaves it).
+    """
     from myna.cli import data as command
     from myna.cli.preparation import prepare_rows
     from myna.cli.terminal import console
 
-    resolved = _resolve(settings, {"model": model, "data": data})
-    prepared = prepare_rows(resolved.config, trust_remote_code=trust_remote_code)
-    command.show(prepared.dataset, as_json=as_json, rows=rows, console=console)
+    config = _resolve(settings, {"model": model, "data": data}).config
+    prepared = prepare_rows(config, trust_remote_code=trust_remote_code, needs_model=False)
+    command.run(
+        prepared,
+        config,
+        as_json=as_json,
+        html=html,
+        rows=rows,
+        wanted=command.Wanted(row, find, only),
+        console=console,
+    )
 
 
 @app.command()
@@ -205,7 +233,7 @@ def chat(
 @app.command()
 def generate(
     source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="As in `myna chat`.")],
-    questions: Annotated[Path, typer.Argument(metavar="INPUT", help="JSON or JSONL rows.")],
+    questions: Annotated[Path, typer.Argument(metavar="INPUT", help="A data file of questions.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="JSONL with the answers.")],
     system: System = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.")] = 8,

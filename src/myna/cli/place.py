@@ -7,8 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from myna.cli.resumption import changed_settings
+from myna.cli.resumption import changed_inputs, changed_settings
 from myna.config_file import ResolvedConfig
+from myna.data.files import content_hash, content_sha256
+from myna.data.sources import find_sources, source_name
 from myna.run_dir import RUNS, RunDir
 
 
@@ -16,7 +18,8 @@ def output_of(resolved: ResolvedConfig) -> Path:
     """The run directory that the settings name, or runs/<stem of the YAML or data file>."""
     if resolved.config.output is not None:
         return Path(resolved.config.output).expanduser().absolute()
-    return (RUNS / (resolved.path or Path(resolved.config.data[0])).stem).absolute()
+    name = resolved.path.stem if resolved.path else source_name(resolved.config.data[0])
+    return (RUNS / name).absolute()
 
 
 def short(path: Path) -> str:
@@ -27,12 +30,18 @@ def short(path: Path) -> str:
 def say_if_finished(resolved: ResolvedConfig, console: Console) -> bool:
     """Whether these settings name a run that is finished, which is then said; touches nothing.
 
-    Raises ConfigError where the run there had other settings.
+    Raises ConfigError where the run there had other settings or other data. Data that is gone by
+    now is no reason to doubt a finished run.
     """
     directory = RunDir(output_of(resolved))
     if not (directory.adapter.is_dir() and directory.config.is_file()):
         return False
-    changed_settings(directory, resolved.with_output(directory.path).config)
+    config = resolved.with_output(directory.path).config
+    changed_settings(directory, config)
+    if all(isinstance(entry, str) and Path(entry).is_file() for entry in config.data):
+        sources, _ = find_sources(config.data)
+        digest = content_hash([content_sha256(source.path) for source in sources])
+        changed_inputs(directory, {"data": digest})
     console.print(f"{short(directory.path)} is finished; nothing was changed.")
     show_result(directory, console)
     return True

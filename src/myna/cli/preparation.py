@@ -1,15 +1,24 @@
 """From settings to encoded rows: what `myna data` shows and `myna train` trains.
 
-Owns putting a tokenizer, a template and data files together. It needs no model weights. Encoding is
-`data`'s, tokenizers are `models`'.
+Owns putting a tokenizer, a template and data files together, and the bar that is seen meanwhile. It
+needs no model weights. Encoding is `data`'s, tokenizers are `models`'.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from myna.cli.terminal import error_console
 from myna.config import Config
-from myna.data.encode import Dataset, Encoder, encode_dataset
-from myna.data.formats import read_conversations
+from myna.data.dataset import Dataset
+from myna.data.encode import Encoder
+from myna.data.pipeline import encode_files
+from myna.data.sources import find_sources
 from myna.data.templates import choose_template
 from myna.models.load import context_length, load_config
 from myna.models.tokenizer import LoadedTokenizer, load_tokenizer
@@ -33,22 +42,83 @@ class Prepared:
         }
 
 
-def prepare_rows(config: Config, *, trust_remote_code: bool) -> Prepared:
+def prepare_rows(
+    config: Config,
+    *,
+    trust_remote_code: bool,
+    needs_model: bool = True,
+    console: Console = error_console,
+) -> Prepared:
     """Read, map and encode the data of `config` with the tokenizer of its model.
 
-    Raises DataError with every bad row before anything else is loaded.
+    A folder of tokenizer files will do unless `needs_model`; nothing limits the length then.
+
+    Raises DataError with every bad row before a model is loaded.
     """
-    rows = read_conversations([Path(name) for name in config.data])
+    sources, notes = find_sources(config.data)
+    # What an entry says of its columns goes before what is said of all.
+    sources = [replace(source, columns={**config.columns, **source.columns}) for source in sources]
     loaded = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     template = choose_template(loaded.tokenizer, loaded.model_type, override=config.template)
-    model_config = load_config(config.model, trust_remote_code=trust_remote_code)
+    limit = config.train.max_length
+    has_config = (loaded.folder / "config.json").is_file()
+    if needs_model or has_config:
+        model_config = load_config(config.model, trust_remote_code=trust_remote_code)
+        limit = limit or context_length(model_config)
     encoder = Encoder(
         loaded.tokenizer,
         template,
         stop_ids=loaded.special.stop_ids,
         system=config.system,
-        max_length=config.train.max_length or context_length(model_config),
+        max_length=limit,
         over_length=config.train.over_length,
         control_tokens=config.train.control_tokens,
+        limit_is_models=config.train.max_length is None,
+        train_on=config.train.train_on,
     )
-    return Prepared(encode_dataset(encoder, rows), loaded, encoder)
+    if limit is None and not has_config:
+        encoder.notes.append("no config.json beside the tokenizer, so max_length is not limited")
+    with _rows_shown(console) as show:
+        dataset = encode_files(
+            encoder,
+            sources,
+            tokenizer_hash=_tokenizer_hash(loaded),
+            on_bad_row=config.train.on_bad_row,
+            on_rows=show,
+        )
+    return Prepared(replace(dataset, notes=(*notes, *dataset.notes)), loaded, encoder)
+
+
+def _tokenizer_hash(loaded: LoadedTokenizer) -> str:
+    """The fingerprint, and where Python code decides the ids, all files that code may read."""
+    if loaded.tokenizer.is_fast:
+        return loaded.fingerprint
+    digest = hashlib.sha256(loaded.fingerprint.encode())
+    for path in sorted(loaded.folder.iterdir()):
+        if path.is_file() and path.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".gguf"):
+            digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _rows_shown(console: Console) -> Iterator[Callable[[int], None]]:
+    """On a terminal, the rows done and the rows a second."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("[bold]encoding"),
+        TextColumn("{task.completed:,.0f} rows"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("encoding", total=None, rate="")
+        started = time.monotonic()
+
+        def show(rows: int) -> None:
+            rate = rows / max(time.monotonic() - started, 1e-3)
+            progress.update(task, completed=rows, rate=f"{rate:,.0f} rows/s")
+
+        yield show

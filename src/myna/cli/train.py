@@ -5,7 +5,6 @@ runs, the result is written. Each of them is another module's.
 """
 
 import uuid
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +38,10 @@ from myna.cli.signals import signals_noted
 from myna.cli.terminal import console as terminal
 from myna.config import Config, LoraConfig, TrainConfig
 from myna.config_file import ResolvedConfig
-from myna.data.encode import Example
 from myna.data.held_out import split_held_out
-from myna.data.loader import rows_of_steps, steps_per_epoch
+from myna.data.loader import Draws, rows_of_steps, steps_per_epoch
 from myna.data.preview import preview
+from myna.data.store import Examples
 from myna.device import Compute, choose_compute, environment, failing_allocations
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError, Interrupted, MynaError
@@ -179,19 +178,20 @@ def _train_told(
     writes = group.writes(on_each_node=config.train.save_on_each_node)
 
     check_init(config.lora.init, config.lora.rank)
-    prepared = prepare_rows(config, trust_remote_code=options.trust_remote_code)
+    prepared = prepare_rows(config, trust_remote_code=options.trust_remote_code, console=console)
     base = fingerprint_of(config.model, trust_remote_code=options.trust_remote_code)
     identity = prepared.hashes | {"base": base} | versions()
     if directory.data.exists():
         changes += changed_inputs(directory, identity, options.allow_change)
-    console.print(preview(prepared.dataset))
+    console.print(preview(prepared.dataset, max_length=prepared.encoder.max_length))
     train_rows, held_out_rows = split_held_out(
         prepared.dataset.examples, config.held_out, config.train.seed
     )
     built = _build(config, directory, group, prepared, base, options)
     device, injected = built.device, built.injected
     settings = _fit_settings(config.train)
-    total_steps = settings.total_steps(len(train_rows))
+    draws = Draws.of(train_rows)
+    total_steps = settings.total_steps(draws.num_rows)
 
     notes = [*prepared.loaded.special.notes, *built.notes, *injected.warnings]
     if total_steps < FEW_STEPS:
@@ -204,7 +204,7 @@ def _train_told(
         console.print(f"[yellow]note:[/] {note}")
     console.print(
         f"{total_steps:,} steps of {settings.batch_size} rows "
-        f"({steps_per_epoch(len(train_rows), settings.batch_size):,} per epoch), "
+        f"({steps_per_epoch(draws.num_rows, settings.batch_size):,} per epoch), "
         f"{len(train_rows):,} rows train, "
         f"{len(held_out_rows):,} held out{'' if held_out_rows else ' (held_out: 0)'}"
     )
@@ -229,7 +229,7 @@ def _train_told(
         plans = []
     measures = not group.agrees(len(plans), device) or not plans
     if measures:
-        plans = [_planned(built, train_rows, settings, config, group)]
+        plans = [_planned(built, train_rows, draws, settings, config, group)]
     console.print(f"memory: {plans[0]}")
     if options.dry_run:
         console.print("dry run: it ends before step 1, and nothing was written")
@@ -368,18 +368,19 @@ def _build(
 
 def _planned(
     built: _Built,
-    train_rows: Sequence[Example],
+    train_rows: Examples,
+    draws: Draws,
     settings: FitSettings,
     config: Config,
     group: Group,
 ) -> MemoryPlan:
     """The memory plan, by trials before step 1."""
     rows_by_step = rows_of_steps(
-        len(train_rows),
+        draws,
         settings.batch_size,
         seed=settings.seed,
         first_step=1,
-        last_step=settings.total_steps(len(train_rows)),
+        last_step=settings.total_steps(draws.num_rows),
     )
     with failing_allocations(built.device.type):
         return plan_memory(

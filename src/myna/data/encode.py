@@ -10,28 +10,30 @@ which an answer becomes labels:
     completion      the template over the messages with the answer, less the prompt text, up to and
                     including the first stop token.
 
-Also here: what is refused, over-long rows, and the accounting of rows. Knows no files and no
-models; templates are `templates.py`, batches `loader.py`.
+Also here: what is refused, and over-long rows. What became of all rows is counted in `dataset.py`;
+templates are `templates.py`, batches `loader.py`. Knows no files and no models.
 """
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
-from myna.data.conversation import Conversation, Message, Place
-from myna.data.faults import Fault, raise_faults
-from myna.data.formats import Rows
-from myna.data.templates import ChatTemplate, TemplateError
+from myna.data.conversation import Conversation, Message, Place, ToolCall
+from myna.data.faults import Fault
+from myna.data.rendering import STOPPED_MEND, TemplateError, TemplateStopped
+from myna.data.store import Example
+from myna.data.templates import ChatTemplate
 from myna.errors import ConfigError, DataError
 
 OverLength = Literal["error", "drop", "truncate_prompt"]
 ControlTokens = Literal["error", "allow"]
+TrainOn = Literal["assistant", "last"]
 
-_BATCH = 512
-"""Conversations tokenized by one call: enough to keep a fast tokenizer's threads busy."""
+Ids = Callable[[Sequence[str]], list[list[int]]]
+"""Texts to token ids, without added special tokens."""
 
 _MIN_KEPT = 32
 """Characters of a user text that shortening leaves at least; less is no question any more."""
@@ -45,6 +47,9 @@ _ANCHORS = ("", "\n", "a", "。", "0")
 _THINK_TAIL = re.compile(r"(?:<think>\s*)?(?:</think>\s*)?\Z")
 """What the generation prompt of a thinking model may end in, and its history lack."""
 
+_EMPTY_THINKING = re.compile(r"\s*(?:<think>\s*)?</think>(\s*)")
+"""How history may begin an answer whose thinking it leaves out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -52,21 +57,6 @@ class Prompt:
 
     text: str
     ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One trained answer: context without labels, then a completion of which every id is one."""
-
-    prompt_text: str
-    completion_text: str
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    place: Place
-    turn: int
-    """Number of the answer in its row, counted from 1."""
-    truncated: str | None = None
-    """What was taken out of the prompt to fit `max_length`: `turns_dropped`, `text_shortened`."""
 
 
 class RowRefused(DataError):
@@ -85,57 +75,33 @@ class RowRefused(DataError):
         self.reason = reason
         self.fault = Fault(kind or reason, place, finding, mend)
         self.length = length
-        """Tokens of the refused row, where its length is the reason."""
+        """Tokens of the longest answer with its context, where the row's length is the reason."""
+        self.tokens = length
+        """Tokens of all its answers, each with its context, then too."""
         super().__init__(str(self.fault))
 
 
-@dataclass(frozen=True)
-class Accounting:
-    """What became of every row: rows_in = trained + refused + truncated."""
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """The examples of a row, and how long it was before anything was taken out of it."""
 
-    rows_in: int
-    trained: int
-    """Rows trained whole."""
-    refused: Mapping[str, int]
-    """Rows not trained, by reason."""
-    truncated: Mapping[str, int]
-    """Rows trained with a shortened prompt, by what was taken out."""
+    examples: list[tuple[Example, str | None]]
+    """Each with a remark for the notes: what was done to its text beyond the template."""
+    length: int
+    """Tokens of the longest answer with its context."""
     tokens: int
-    """Token positions of all examples, prompts and completions."""
-    trained_tokens: int
-    """Those with a label."""
-
-    def __post_init__(self) -> None:
-        """Refuse an account that does not add up."""
-        total = self.trained + sum(self.refused.values()) + sum(self.truncated.values())
-        assert self.rows_in == total, f"{self.rows_in} rows came in and {total} are accounted for"
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, as `myna data --json` and data.json have them."""
-        return {
-            "rows_in": self.rows_in,
-            "trained": self.trained,
-            "refused": dict(self.refused),
-            "truncated": dict(self.truncated),
-            "tokens": self.tokens,
-            "trained_tokens": self.trained_tokens,
-        }
+    """Tokens of all answers, each with its context."""
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Everything a run trains on."""
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer to train, before it is rendered."""
 
-    examples: list[Example]
-    accounting: Accounting
-    notes: tuple[str, ...]
-    """What a person should know before step 1, one line each."""
-    content_hash: str
-    """sha256 of the data files."""
-    template: ChatTemplate
-    """The template to save and serve with: the encoder's, its thinking switch set as trained."""
-    tokenizer: Any
-    """The tokenizer of the ids, to show where tokens begin."""
+    before: Sequence[Message]
+    answer: Message
+    tools: Sequence[Mapping[str, Any]] | None
+    place: Place
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +110,17 @@ class _Turn:
 
     prompt_text: str
     completion_text: str
-    before: Sequence[Message]
-    answer: Message
-    tools: Sequence[Mapping[str, Any]] | None
-    place: Place
-    number: int
+    of: _Answer
     remark: str | None
     """What was done to the text beyond the template, for the notes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A plain text, before tokenization."""
+
+    text: str
+    place: Place
 
 
 class Encoder:
@@ -163,7 +133,9 @@ class Encoder:
         system: put in front of conversations and prompts without a system message of their own.
         max_length: longest example in tokens, prompt and completion; None: no limit.
         over_length: what happens to longer ones.
+        limit_is_models: `max_length` is the most that the model was made for, not what a user set.
         control_tokens: what happens to a text that spells one of the tokenizer's control tokens.
+        train_on: every answer that no flag of its row makes context, or only a row's last.
 
     Raises:
         ConfigError: tokenizer and template cannot give an answer that ends.
@@ -179,6 +151,8 @@ class Encoder:
         max_length: int | None = None,
         over_length: OverLength = "error",
         control_tokens: ControlTokens = "error",
+        limit_is_models: bool = False,
+        train_on: TrainOn = "assistant",
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
@@ -187,8 +161,12 @@ class Encoder:
         self.system = system if system and system.strip() else None
         self.max_length = max_length
         self.over_length = over_length
+        self.limit_is_models = limit_is_models
         self.control_tokens = control_tokens
+        self.train_on = train_on
         self.notes = list(template.notes)
+        if train_on == "last":
+            self.notes.append("train_on is last: earlier answers of a conversation are context")
         self._renderers = {on: template.with_thinking(on) for on in (False, True)}
         self._control = _control_pattern(tokenizer, template)
         if self.system:
@@ -227,50 +205,105 @@ class Encoder:
         Raises:
             RowRefused: the row cannot be trained on as it is.
         """
-        (outcome,) = self._encode_batch([conversation])
+        (outcome,) = self.encode_batch([conversation])
         if isinstance(outcome, RowRefused):
             raise outcome
-        return [example for example, _ in outcome]
+        return [example for example, _ in outcome.examples]
 
-    def _encode_batch(
-        self, conversations: Sequence[Conversation]
-    ) -> list[list[tuple[Example, str | None]] | RowRefused]:
-        """Per conversation its examples, each with a remark for the notes, or why it is refused."""
-        rows: list[list[_Turn] | RowRefused] = []
-        for conversation in conversations:
-            try:
-                rows.append(list(self._turns(conversation)))
-            except RowRefused as refusal:
-                rows.append(refusal)
+    def encode_batch(
+        self, conversations: Sequence[Conversation], ids: Ids | None = None
+    ) -> list[EncodedRow | RowRefused]:
+        """Per conversation its examples, or why it is refused.
+
+        Args:
+            conversations: any number; all their texts are tokenized by one call.
+            ids: texts to their ids, to be used in place of the tokenizer itself.
+        """
+        rows = self._turns(conversations)
         turns = [turn for row in rows if isinstance(row, list) for turn in row]
-        prompt_ids = iter(self._ids([turn.prompt_text for turn in turns]))
-        whole_ids = iter(self._ids([turn.prompt_text + turn.completion_text for turn in turns]))
-        outcomes: list[list[tuple[Example, str | None]] | RowRefused] = []
+        prompts = [turn.prompt_text for turn in turns]
+        wholes = [turn.prompt_text + turn.completion_text for turn in turns]
+        texts = [row.text for row in rows if isinstance(row, _Text)]
+        all_ids = iter((ids or self._ids)([*prompts, *wholes, *texts]))
+        prompt_ids, whole_ids = (iter(list(islice(all_ids, len(turns)))) for _ in range(2))
+        outcomes: list[EncodedRow | RowRefused] = []
         for row in rows:
             if isinstance(row, RowRefused):
                 outcomes.append(row)
                 continue
+            if isinstance(row, _Text):
+                outcomes.append(self._encode_text(row, next(all_ids)))
+                continue
             # Taken for all turns before any can be refused: the iterators stay in step.
             encoded = [(turn, next(prompt_ids), next(whole_ids)) for turn in row]
-            try:
-                outcomes.append([(self._fit(turn, *ids), turn.remark) for turn, *ids in encoded])
-            except RowRefused as refusal:
-                outcomes.append(refusal)
+            outcomes.append(self._row(encoded))
         return outcomes
 
-    def _turns(self, conversation: Conversation) -> Iterator[_Turn]:
+    def _row(
+        self, encoded: Sequence[tuple[_Turn, list[int], list[int]]]
+    ) -> EncodedRow | RowRefused:
+        """One conversation, from its turns with the ids of prompt and whole."""
+        try:
+            made = [(turn, self._example(turn, *ids)) for turn, *ids in encoded]
+        except RowRefused as refusal:
+            return refusal
+        lengths = [len(example.prompt_ids) + len(example.completion_ids) for _, example in made]
+        try:
+            fitting = [(self._fit(turn, example), turn.remark) for turn, example in made]
+        except RowRefused as refusal:
+            refusal.length, refusal.tokens = max(lengths), sum(lengths)
+            return refusal
+        return EncodedRow(fitting, max(lengths), sum(lengths))
+
+    def _turns(
+        self, conversations: Sequence[Conversation]
+    ) -> list[list[_Turn] | _Text | RowRefused]:
+        """Per conversation its trained answers as text; all are rendered together."""
+        wanted: list[list[_Answer] | _Text | RowRefused] = []
+        for conversation in conversations:
+            try:
+                wanted.append(
+                    list(self._answers(conversation))
+                    if conversation.text is None
+                    else self._text(conversation.text, conversation.place)
+                )
+            except RowRefused as refusal:
+                wanted.append(refusal)
+        answers = [answer for row in wanted if isinstance(row, list) for answer in row]
+        rendered = iter(self._render(answers))
+        rows: list[list[_Turn] | _Text | RowRefused] = []
+        for row in wanted:
+            if not isinstance(row, list):
+                rows.append(row)
+                continue
+            # Taken for all answers before any can be refused: the iterator stays in step.
+            pairs = [(answer, next(rendered)) for answer in row]
+            try:
+                rows.append([self._turn(*pair) for pair in pairs])
+            except RowRefused as refusal:
+                rows.append(refusal)
+        return rows
+
+    def _answers(self, conversation: Conversation) -> Iterator[_Answer]:
         if found := self._find_control_token(conversation.messages, conversation.tools):
             kind, finding, mend = found
             raise RowRefused("control_token", conversation.place, finding, mend, kind=kind)
         messages = self._with_system(conversation.messages)
-        number, found_any = 0, False
-        for index, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            number += 1
-            if message.trained:
+        answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
+        found_any = False
+        for number, index in enumerate(answers, start=1):
+            message = messages[index]
+            if message.trained and (self.train_on == "assistant" or index == answers[-1]):
                 found_any = True
-                yield self._turn(
+                if not index:
+                    raise RowRefused(
+                        "nothing_before",
+                        conversation.place,
+                        "the first message is an answer that is to be trained, and nothing stands "
+                        "before it.",
+                        "Put a system or user message before it, or take its flag away.",
+                    )
+                yield _Answer(
                     messages[:index], message, conversation.tools, conversation.place, number
                 )
         if not found_any:
@@ -281,29 +314,55 @@ class Encoder:
                 "Add an answer or delete the row.",
             )
 
-    def _turn(
-        self,
-        before: Sequence[Message],
-        answer: Message,
-        tools: Sequence[Mapping[str, Any]] | None,
-        place: Place,
-        number: int,
-    ) -> _Turn:
-        template = self._renderers[answer.reasoning is not None]
-        try:
-            prompt = template.render(before, tools, add_generation_prompt=True)
-            whole = template.render([*before, answer], tools, add_generation_prompt=False)
-            if not whole.startswith(prompt) and before[0].role == "system":
-                whole = _rejoin_system(template, before, answer, tools, prompt) or whole
-        except TemplateError as error:
+    def _render(self, answers: Sequence[_Answer]) -> list[tuple[str, str] | TemplateError]:
+        """Per answer the prompt before it, and the conversation with it; or why there is none."""
+        rendered = self._render_as_written(answers)
+        moved = [
+            index
+            for index, (of, texts) in enumerate(zip(answers, rendered, strict=True))
+            if not isinstance(texts, TemplateError) and _may_move_system(of.before, *texts)
+        ]
+        bare = self._render_as_written([_without_system(answers[index]) for index in moved])
+        for index, texts in zip(moved, bare, strict=True):
+            written = rendered[index]
+            if not (isinstance(texts, TemplateError) or isinstance(written, TemplateError)):
+                rendered[index] = _rejoin_system(answers[index].before, written, texts)
+        return rendered
+
+    def _render_as_written(
+        self, answers: Sequence[_Answer]
+    ) -> list[tuple[str, str] | TemplateError]:
+        rendered: list[tuple[str, str] | TemplateError | None] = [None] * len(answers)
+        for thinking, template in self._renderers.items():
+            chosen = [
+                index
+                for index, of in enumerate(answers)
+                if (of.answer.reasoning is not None) is thinking
+            ]
+            turns = [([*answers[i].before, answers[i].answer], answers[i].tools) for i in chosen]
+            try:
+                texts = template.render_answers(turns)
+            except TemplateStopped as stop:
+                place = answers[chosen[stop.index]].place
+                raise DataError(
+                    f"{place}: the chat template was stopped: {stop.why}.\n{STOPPED_MEND}"
+                ) from stop
+            for index, pair in zip(chosen, texts, strict=True):
+                rendered[index] = pair
+        return [pair for pair in rendered if pair is not None]
+
+    def _turn(self, of: _Answer, texts: tuple[str, str] | TemplateError) -> _Turn:
+        before, answer, tools, place = of.before, of.answer, of.tools, of.place
+        if isinstance(texts, TemplateError):
             raise RowRefused(
                 "template",
                 place,
-                f"the chat template does not accept the messages: {error}",
-                kind=f"template:{error}",
-            ) from error
-        for message in (before[0], before[-1]):
-            if message.role in ("system", "user") and message.content.strip() not in prompt:
+                f"the chat template does not accept the messages: {texts}",
+                kind=f"template:{texts}",
+            ) from texts
+        prompt, whole = texts
+        for message in (before[0], *_since_question(before)):
+            if message.role != "assistant" and not _is_written(message.content, prompt):
                 raise RowRefused(
                     "text_dropped",
                     place,
@@ -311,7 +370,8 @@ class Encoder:
                     f"It is {_excerpt(message.content)}; the prompt is {_excerpt(prompt)}",
                     kind=f"text_dropped:{message.role}",
                 )
-        if tools and not _mentions_tools(template):
+            _check_calls(message.tool_calls, prompt, place)
+        if tools and not _mentions_tools(self.template):
             raise RowRefused(
                 "tools_dropped",
                 place,
@@ -319,19 +379,27 @@ class Encoder:
                 "Remove the tools, or set `template: FILE` to one that writes them.",
             )
         completion, remark = self._completion(prompt, whole, answer, place)
-        return _Turn(prompt, completion, before, answer, tools, place, number, remark)
+        return _Turn(prompt, completion, of, remark)
 
     def _completion(
         self, prompt: str, whole: str, answer: Message, place: Place
     ) -> tuple[str, str | None]:
         """The text to learn: what `whole` has behind `prompt`, up to its first stop token."""
         remark = None
-        if whole.startswith(prompt):
+        is_dropped = _opens_thinking(prompt) and not _has_reasoning(whole[len(prompt) :], answer)
+        if whole.startswith(prompt) and not is_dropped:
             completion = whole[len(prompt) :]
         else:
             completion, remark = _join_thinking(prompt, whole, answer, place)
+        _check_calls(answer.tool_calls, completion, place)
+        calls = "".join(_as_json(call.arguments) for call in answer.tool_calls)
+        if self._stop and (found := self._stop.search(calls)):
+            raise _stop_in("tool call", found.group(), place)
         for name, text in (("answer", answer.content), ("reasoning", answer.reasoning or "")):
-            if text.strip() not in completion:
+            is_there = text.strip() in completion
+            if name == "reasoning":
+                is_there = _has_reasoning(completion, answer)
+            if not is_there:
                 raise RowRefused(
                     f"{name}_dropped",
                     place,
@@ -339,12 +407,7 @@ class Encoder:
                     f"It is {_excerpt(text)}; the template makes of it {_excerpt(completion)}",
                 )
             if self._stop and (found := self._stop.search(text)):
-                raise RowRefused(
-                    "stop_in_answer",
-                    place,
-                    f'the {name} contains the stop token "{found.group()}", where it would be cut.',
-                    "Remove it from the text.",
-                )
+                raise _stop_in(name, found.group(), place)
         if self._stop and (stop := self._stop.search(completion)):
             return completion[: stop.end()], remark
         eos = self.tokenizer.eos_token
@@ -352,9 +415,50 @@ class Encoder:
             f'the chat template ends an answer with no stop token; "{eos}" was appended'
         )
 
-    def _fit(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> Example:
+    def _text(self, text: str, place: Place) -> _Text:
+        if found := self._control_token_in("the text", text):
+            kind, finding, mend = found
+            raise RowRefused("control_token", place, finding, mend, kind=kind)
+        return _Text(text, place)
+
+    def _encode_text(self, row: _Text, ids: list[int]) -> EncodedRow | RowRefused:
+        """A plain text: the start token, where there is one, is its context; then all is trained.
+
+        The text is tokenized alone, as `tokenizer(text)` does, so that its first word gets the
+        space that a sentencepiece tokenizer puts before it.
+        """
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if end not in self._stop_set:
+            end = self.stop_ids[0]
+        start_text = "" if start is None else self.tokenizer.bos_token
+        end_text = self.tokenizer.convert_ids_to_tokens(end)
+        text = row.text
+        # Where control tokens are allowed, a text may have its own.
+        if start is not None and ids[:1] == [start] and text.startswith(start_text):
+            ids, text = ids[1:], text[len(start_text) :]
+        if ids[-1:] != [end]:
+            ids, text = [*ids, end], text + end_text
+        prompt_ids = () if start is None else (start,)
+        length = len(prompt_ids) + len(ids)
+        if self.max_length is not None and length > self.max_length:
+            return RowRefused(
+                "over_length",
+                row.place,
+                f"{length} tokens of plain text, and max_length is {self.max_length}; a text has "
+                "no prompt that could be shortened.",
+                length=length,
+            )
+        remark = f'plain texts are trained whole, from "{start_text}" to "{end_text}"'
+        if start is None:
+            remark = (
+                f'plain texts are trained up to "{end_text}"; there is no start token, so nothing '
+                "predicts their first token"
+            )
+        example = Example(start_text, text, prompt_ids, tuple(ids), row.place, 0)
+        return EncodedRow([(example, remark)], length, length)
+
+    def _fit(self, turn: _Turn, example: Example) -> Example:
         """The example of a turn, shortened if it must and may be."""
-        example = self._example(turn, prompt_ids, whole_ids)
         length = len(example.prompt_ids) + len(example.completion_ids)
         if self.max_length is None or length <= self.max_length:
             return example
@@ -364,7 +468,7 @@ class Encoder:
                 return shorter
         raise RowRefused(
             "over_length",
-            turn.place,
+            turn.of.place,
             f"{length} tokens (prompt {len(example.prompt_ids)}, answer "
             f"{len(example.completion_ids)}), and max_length is {self.max_length}.",
             length=length,
@@ -380,7 +484,7 @@ class Encoder:
             last = completion_ids[-1:]
             raise RowRefused(
                 "no_stop",
-                turn.place,
+                turn.of.place,
                 f"the answer ends in {self.tokenizer.convert_ids_to_tokens(last)} (ids {last}), "
                 f"which is none of the stop ids {sorted(self._stop_set)}.",
                 "The model would not learn to stop; the tokenizer and its template do not fit.",
@@ -388,7 +492,7 @@ class Encoder:
         if not self._stop_set.isdisjoint(completion_ids[:-1]):
             raise RowRefused(
                 "stop_in_answer",
-                turn.place,
+                turn.of.place,
                 "the answer contains a stop token before its end, where it would be cut.",
                 "Remove it from the text.",
             )
@@ -397,8 +501,9 @@ class Encoder:
             turn.completion_text,
             tuple(prompt_ids),
             tuple(completion_ids),
-            turn.place,
-            turn.number,
+            turn.of.place,
+            turn.of.number,
+            weight=turn.of.answer.weight,
         )
 
     def _encode_alone(self, turn: _Turn, prompt_ids: list[int], whole_ids: list[int]) -> list[int]:
@@ -417,7 +522,7 @@ class Encoder:
                 return completion_ids
         raise RowRefused(
             "boundary",
-            turn.place,
+            turn.of.place,
             "prompt and answer cannot be tokenized apart without changing the text.",
             f"The prompt ends in {_excerpt(turn.prompt_text, tail=True)}, the answer is "
             f"{_excerpt(turn.completion_text)}",
@@ -425,7 +530,7 @@ class Encoder:
 
     def _drop_turns(self, turn: _Turn) -> Example | None:
         """Without as many of the oldest turns as it takes; system and last user turn stay."""
-        head, turns = _split_turns(turn.before)
+        head, turns = _split_turns(turn.of.before)
         for first in range(1, len(turns)):
             before = [*head, *(message for group in turns[first:] for message in group)]
             example = self._attempt(turn, before)
@@ -435,7 +540,9 @@ class Encoder:
 
     def _shorten_text(self, turn: _Turn) -> Example | None:
         """Only the last turn, its user text without as much of its middle as it takes."""
-        head, turns = _split_turns(turn.before)
+        head, turns = _split_turns(turn.of.before)
+        if not turns:
+            return None
         question, *rest = turns[-1]
         best = None
         low, high = _MIN_KEPT, len(question.content) - len(_GAP) - 1
@@ -453,7 +560,8 @@ class Encoder:
 
     def _attempt(self, turn: _Turn, before: Sequence[Message]) -> Example | None:
         """The turn with other messages before it, if that fits."""
-        made = self._turn(before, turn.answer, turn.tools, turn.place, turn.number)
+        of = replace(turn.of, before=before)
+        made = self._turn(of, *self._render([of]))
         example = self._example(
             made, *self._ids([made.prompt_text, made.prompt_text + made.completion_text])
         )
@@ -480,18 +588,31 @@ class Encoder:
             texts.append((f"the {message.role} text{where}", message.content))
             if message.reasoning is not None:
                 texts.append((f"the reasoning{where}", message.reasoning))
+            texts += [
+                (f"the tool call{where}", _as_json([call.name, call.arguments]))
+                for call in message.tool_calls
+            ]
         if tools:
-            texts.append(("the tools", json.dumps(list(tools), ensure_ascii=False)))
+            texts.append(("the tools", _as_json(list(tools))))
         for name, text in texts:
-            if match := self._control.search(text):
-                token = match.group()
-                return (
-                    f"control_token:{token}:{name.split(' of ')[0]}",
-                    f'{name} contains "{token}" at character {match.start() + 1}, which the '
-                    "tokenizer reads as a control token; expected plain text.",
-                    "Remove or rewrite it, or set control_tokens: allow to have it read so.",
-                )
+            if found := self._control_token_in(name, text):
+                return found
         return None
+
+    def _control_token_in(self, name: str, text: str) -> tuple[str, str, str] | None:
+        """(kind, finding, mend) of the first control token in a text that is called `name`."""
+        if self.control_tokens == "allow" or self._control is None:
+            return None
+        match = self._control.search(text)
+        if match is None:
+            return None
+        token = match.group()
+        return (
+            f"control_token:{token}:{name.split(' of ')[0]}",
+            f'{name} contains "{token}" at character {match.start() + 1}, which the '
+            "tokenizer reads as a control token; expected plain text.",
+            "Remove or rewrite it, or set control_tokens: allow to have it read so.",
+        )
 
     def _check_system(self, system: str) -> None:
         if found := self._find_control_token([Message("system", system)], None):
@@ -559,11 +680,11 @@ class Encoder:
                 "training and chat go without"
             )
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
         encoded = self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
         )
         ids: list[list[int]] = encoded["input_ids"]
         return ids
@@ -575,131 +696,59 @@ class Encoder:
         return text
 
 
-def encode_dataset(encoder: Encoder, rows: Rows) -> Dataset:
-    """Encode all rows and account for each.
-
-    Raises:
-        DataError: all refused rows at once, unless their length is the reason and `over_length`
-            allows to drop them; or no row is left.
-    """
-    examples: list[Example] = []
-    faults: list[Fault] = []
-    longest = 0
-    refused: Counter[str] = Counter()
-    truncated: Counter[str] = Counter()
-    remarks: Counter[str] = Counter()
-    trained = 0
-    conversations = rows.conversations
-    for start in range(0, len(conversations), _BATCH):
-        for outcome in encoder._encode_batch(conversations[start : start + _BATCH]):
-            if isinstance(outcome, RowRefused):
-                longest = max(longest, outcome.length)
-                if outcome.reason == "over_length" and encoder.over_length != "error":
-                    refused[outcome.reason] += 1
-                else:
-                    faults.append(outcome.fault)
-                continue
-            kinds = {example.truncated for example, _ in outcome} - {None}
-            if kinds:
-                truncated["text_shortened" if "text_shortened" in kinds else "turns_dropped"] += 1
-            else:
-                trained += 1
-            examples.extend(example for example, _ in outcome)
-            remarks.update(remark for _, remark in outcome if remark)
-    mend = (
-        f"The longest has {longest} tokens: set max_length to {longest}, or over_length to drop "
-        "or truncate_prompt."
-    )
-    raise_faults(
-        [replace(fault, mend=mend) if fault.kind == "over_length" else fault for fault in faults]
-    )
-    if not examples:
-        raise DataError(
-            f"No row is left to train on: all {len(conversations)} are longer than max_length "
-            f"({encoder.max_length}); the longest has {longest} tokens.\n"
-            "  Raise max_length. Training has not started."
-        )
-    accounting = Accounting(
-        len(conversations),
-        trained,
-        dict(refused),
-        dict(truncated),
-        sum(len(example.prompt_ids) + len(example.completion_ids) for example in examples),
-        sum(len(example.completion_ids) for example in examples),
-    )
-    thinking = any(
-        message.reasoning is not None and message.trained
-        for conversation in conversations
-        for message in conversation.messages
-    )
-    template = encoder.template.with_thinking(True) if thinking else encoder.template
-    notes = [*rows.notes, *encoder.notes]
-    notes += [f"{remark} ({count:,} answers)" for remark, count in remarks.items()]
-    notes += _dataset_notes(encoder, conversations, examples, thinking)
-    return Dataset(
-        examples, accounting, tuple(notes), rows.content_hash, template, encoder.tokenizer
-    )
+def _may_move_system(before: Sequence[Message], prompt: str, whole: str) -> bool:
+    """Whether the prompt is gone from the conversation with the answer, and not for thinking."""
+    is_gone = not whole.startswith(prompt) and not _opens_thinking(prompt)
+    return is_gone and before[0].role == "system"
 
 
-def _dataset_notes(
-    encoder: Encoder,
-    conversations: Sequence[Conversation],
-    examples: Sequence[Example],
-    thinking: bool,
-) -> Iterator[str]:
-    if encoder.template.has_thinking_switch:
-        yield (
-            "answers with reasoning are trained with thinking on, others with it off; chat thinks"
-            if thinking
-            else "no row has reasoning: trained with thinking off, and served so"
-        )
-    own = sum(conversation.messages[0].role == "system" for conversation in conversations)
-    if encoder.system and own:
-        yield f"{own:,} rows have a system message of their own and keep it in place of `system`"
-    pairs = {(example.prompt_ids, example.completion_ids) for example in examples}
-    if repeated := len(examples) - len(pairs):
-        yield f"{repeated:,} of {len(examples):,} examples repeat another exactly, and are kept"
-    unknown = encoder.tokenizer.unk_token_id
-    if unknown is not None and unknown not in encoder.stop_ids:
-        spelt = encoder.tokenizer.unk_token
-        lossy = sum(
-            unknown in example.completion_ids and spelt not in example.completion_text
-            for example in examples
-        )
-        if lossy:
-            yield f'{lossy:,} answers have characters the tokenizer lacks; "{spelt}" is trained'
+def _without_system(of: _Answer) -> _Answer:
+    return replace(of, before=of.before[1:])
 
 
 def _rejoin_system(
-    template: ChatTemplate,
-    before: Sequence[Message],
-    answer: Message,
-    tools: Sequence[Mapping[str, Any]] | None,
-    prompt: str,
-) -> str | None:
-    """`prompt` with the answer behind it, for templates that move the system text.
+    before: Sequence[Message], written: tuple[str, str], bare: tuple[str, str]
+) -> tuple[str, str]:
+    """`written` with the answer behind the prompt, for templates that move the system text.
 
     Mistral's writes it into the last message if that is a question, so that it is gone once the
-    answer stands there. What follows the generation prompt is then read off the conversation
-    without system text, if the question is followed by the same in both.
+    answer stands there. What follows the generation prompt is then read off `bare`, which has no
+    system text, if the question is followed by the same in both.
     """
-    bare = template.render(before[1:], tools, add_generation_prompt=True)
-    bare_whole = template.render([*before[1:], answer], tools, add_generation_prompt=False)
+    prompt, (bare_prompt, bare_whole) = written[0], bare
     question = before[-1].content.strip()
-    same_tail = prompt.rpartition(question)[2] == bare.rpartition(question)[2]
-    if bare_whole.startswith(bare) and same_tail:
-        return prompt + bare_whole[len(bare) :]
-    return None
+    same_tail = prompt.rpartition(question)[2] == bare_prompt.rpartition(question)[2]
+    if bare_whole.startswith(bare_prompt) and same_tail:
+        return prompt, prompt + bare_whole[len(bare_prompt) :]
+    return written
+
+
+def _has_reasoning(completion: str, answer: Message) -> bool:
+    """Whether the reasoning stands in front of the answer; being part of its text is not enough."""
+    text = answer.content.strip()
+    front = completion.rpartition(text)[0] if text else completion
+    return (answer.reasoning or "").strip() in front
+
+
+def _opens_thinking(prompt: str) -> bool:
+    return prompt.rstrip().endswith("<think>")
 
 
 def _join_thinking(
     prompt: str, whole: str, answer: Message, place: Place
 ) -> tuple[str, str | None]:
-    """The completion where history lacks the thinking block that the generation prompt opens."""
+    """The completion where history lacks the thinking block that the generation prompt opens.
+
+    The reasoning is closed as the template closes an empty one, if it writes that into history;
+    else as Qwen's and DeepSeek's models do, on a line of its own with an empty line behind it.
+    """
     match = _THINK_TAIL.search(prompt)
     assert match is not None, "the pattern matches the empty end"
     head, tail = prompt[: match.start()], match.group()
     rest = whole[len(head) :]
+    closed = _EMPTY_THINKING.match(rest)
+    if closed:
+        rest = rest[closed.end() :]
     if not rest.startswith(answer.content):
         rest = rest.lstrip()
     is_answer = rest.lstrip().startswith(answer.content.strip())
@@ -712,8 +761,10 @@ def _join_thinking(
             f"Prompt: {_excerpt(prompt, tail=True)}\n  Whole: {_excerpt(whole, tail=True)}",
         )
     if "</think>" not in tail:
-        lead = "" if tail.endswith("\n") else "\n"
-        completion = f"{lead}{(answer.reasoning or '').strip()}\n</think>\n\n{rest}"
+        gap = closed[1] if closed else "\n\n"
+        line = "\n" if gap == "\n\n" or tail.endswith("\n") else ""
+        lead = "" if tail.endswith("\n") else line
+        completion = f"{lead}{(answer.reasoning or '').strip()}{line}</think>{gap}{rest}"
         if answer.reasoning is None:
             return completion, (
                 "the generation prompt opens <think>; answers without reasoning close it at once"
@@ -727,6 +778,45 @@ def _join_thinking(
             f"Prompt: {_excerpt(prompt, tail=True)}",
         )
     return rest, None
+
+
+def _since_question(messages: Sequence[Message]) -> Sequence[Message]:
+    """The last user message and what follows it: calls and results of tools."""
+    users = [at for at, message in enumerate(messages) if message.role == "user"]
+    return messages[users[-1] :] if users else ()
+
+
+def _is_written(text: str, rendered: str) -> bool:
+    """Whether a template has written a text, as it is or as JSON."""
+    text = text.strip()
+    return text in rendered or _as_json(text)[1:-1] in rendered
+
+
+def _check_calls(calls: Sequence[ToolCall], rendered: str, place: Place) -> None:
+    """Refuse a row whose template does not write the calls of tools, in whatever notation."""
+    for call in calls:
+        for what in (call.name, *call.arguments):
+            if not _is_written(what, rendered):
+                raise RowRefused(
+                    "call_dropped",
+                    place,
+                    f"the chat template leaves out the tool call {call.name}.",
+                    "It knows no tool calls: set `template: FILE` to one that writes them. It "
+                    f"makes of it {_excerpt(rendered, tail=True)}",
+                )
+
+
+def _stop_in(name: str, token: str, place: Place) -> RowRefused:
+    return RowRefused(
+        "stop_in_answer",
+        place,
+        f'the {name} contains the stop token "{token}", where it would be cut.',
+        "Remove it from the text.",
+    )
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:

@@ -1,22 +1,31 @@
-"""Formats: what the keys of a row mean, and the conversation they make.
+"""Formats: what the columns of a row mean, and the conversation they make.
 
-Owns the three shapes of rows (instruction/input/output, BlueLM's inputs/targets, messages), how
-one is recognised by its keys, and the rules a conversation keeps. Reading is `files.py`; control
-tokens, templates and lengths need a tokenizer and are left to `encode.py`.
+Owns the table of shapes that are recognised by their column names, the overriding of names by
+`columns` of the settings, and what is said of a file's mapping. How a shape is read is in
+`pairs.py`, `dialogues.py` and `preferences.py`; reading files is `files.py`; control tokens,
+templates and lengths need a tokenizer and are left to `encode.py`.
 """
 
 import difflib
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from myna.data.conversation import ROLES, Conversation, Message, Role
-from myna.data.faults import Fault, raise_faults
-from myna.data.files import BadRow, Record, content_hash, describe, read_file
-from myna.errors import DataError
+from myna.data.conversation import Conversation
+from myna.data.dialogues import ENTRY_COLUMNS, MEDIA, TAGS, from_messages
+from myna.data.faults import Fault, Faults, OnBadRow
+from myna.data.fields import Fields, Parsed, Unfit, is_blank, list_keys, nearest
+from myna.data.files import BadRow, Record, content_hash, content_sha256, look_at
+from myna.data.pairs import from_inputs, from_pair
+from myna.data.preferences import from_preference
+from myna.data.sources import Source, read_sources
+from myna.errors import ConfigError, DataError
+
+RECOGNISED_BY = 20
+"""Rows at the beginning of a file that decide its format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +34,11 @@ class Rows:
 
     conversations: tuple[Conversation, ...]
     notes: tuple[str, ...]
-    """One line per file that says how its fields are understood, and what is not used."""
+    """Lines per file that say how its fields are understood, and what is not used."""
     content_hash: str
     """sha256 of the bytes read."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Rows that were skipped, by reason."""
 
 
 @dataclass(frozen=True)
@@ -35,378 +46,448 @@ class Format:
     """One shape of rows."""
 
     name: str
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    mapping: str
-    """How the fields become turns, for the person who reads along."""
-    convert: Callable[[dict[str, Any]], "Parsed"]
+    columns: Mapping[str, tuple[str, ...]]
+    """Role -> columns that may hold it; `role`, `content` and tags are keys of single messages."""
+    needed: tuple[str, ...]
+    """Roles without which a row is not of this shape."""
+    template: str
+    """How the fields become turns, with the roles of columns in braces."""
+    read: Callable[[Fields], Parsed]
+    rivals: frozenset[str] = frozenset()
+    """Columns beside which nobody can tell what a row means."""
+    given: frozenset[str] = frozenset()
+    """Columns that the settings name: no slip of another name."""
+
+    @property
+    def mapping(self) -> str:
+        """How the fields become turns, for the person who reads along."""
+        return self.template.format(**{role: names[0] for role, names in self.columns.items()})
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """The columns that every row has."""
+        return tuple(self.columns[role][0] for role in self.needed)
+
+    @cached_property
+    def optional(self) -> tuple[str, ...]:
+        """The columns that rows may have, one for each role."""
+        return tuple(
+            names[0]
+            for role, names in self.columns.items()
+            if role not in self.needed and role not in _IN_MESSAGES
+        )
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """All columns that are read where they are there."""
+        return frozenset(
+            name
+            for role, names in self.columns.items()
+            if role not in _IN_MESSAGES
+            for name in names
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """A row's messages, and remarks that are counted over the file."""
-
-    messages: list[Message]
-    tools: tuple[dict[str, Any], ...] | None = None
-    remarks: tuple[str, ...] = ()
-
-
-class Unfit(Exception):
-    """A row that does not make a conversation."""
-
-    def __init__(self, kind: str, finding: str, mend: str = "") -> None:
-        super().__init__(finding)
-        self.kind, self.finding, self.mend = kind, finding, mend
-
-
-def read_conversations(paths: Sequence[Path]) -> Rows:
+def read_conversations(
+    sources: Sequence[Path | Source],
+    columns: Mapping[str, str] | None = None,
+    *,
+    on_bad_row: OnBadRow = "stop",
+) -> Rows:
     """Read all files and map every row to a conversation that has an answer to train on.
 
+    Args:
+        sources: the files.
+        columns: role -> column, where names are not those of the table; see `config.COLUMNS`.
+
     Raises:
-        DataError: files that cannot be read, or all rows that do not fit, listed at once.
+        DataError: files that cannot be read, or all rows that do not fit, listed at once; with
+            `skip`, such rows are left out and counted.
+        ConfigError: `columns` names roles of different formats.
     """
-    files = [read_file(path) for path in paths]
     conversations: list[Conversation] = []
     notes: list[str] = []
-    faults: list[Fault] = []
-    for file in files:
-        records: list[Record] = []
-        for row in file.records():
-            if isinstance(row, BadRow):
-                faults.append(row.fault)
-            else:
-                records.append(row)
-        if not records and not faults:
-            raise DataError(
-                f"{file.path.name} holds no rows (an empty list); expected at least one.\n"
-                "  Training has not started."
-            )
+    faults = Faults(on_bad_row)
+    named = [
+        item if isinstance(item, Source) else Source(item, entry=number)
+        for number, item in enumerate(sources)
+    ]
+    digests = [content_sha256(source.path) for source in named]
+    for source, records in zip(named, _read_records(named, faults), strict=True):
+        name = source.path.name
+        if note := look_at(source.path).note:
+            notes.append(f"{name}: {note}")
         if not records:
             continue
-        form = recognise(records)
-        unused: Counter[str] = Counter()
-        remarks: Counter[str] = Counter()
+        given = {**(columns or {}), **source.columns}
+        form = recognise(records, given)
+        seen = FieldsSeen()
         for record in records:
             try:
                 parsed = convert(record.value, form)
             except Unfit as error:
-                faults.append(Fault(error.kind, record.place, error.finding, error.mend))
+                faults.add(Fault(error.kind, record.place, error.finding, error.mend))
                 continue
-            conversations.append(Conversation(tuple(parsed.messages), record.place, parsed.tools))
-            unused.update(key for key in record.value if key not in form.required + form.optional)
-            remarks.update(parsed.remarks)
-        notes.append(f"{file.path.name}: {len(records):,} rows of {form.name}: {form.mapping}")
-        notes.extend(f"{file.path.name}: {text} ({n:,} rows)" for text, n in remarks.items())
-        if unused:
-            listed = ", ".join(f"{key} ({rows:,} rows)" for key, rows in unused.items())
-            notes.append(f"{file.path.name}: fields that are not used: {listed}")
-    raise_faults(faults)
-    return Rows(tuple(conversations), tuple(notes), content_hash(files))
+            seen.add(record.value, parsed, form)
+            conversations.append(
+                Conversation(tuple(parsed.messages), record.place, parsed.tools, parsed.text)
+            )
+        seen.check_columns(given, name)
+        notes += seen.notes(name, form)
+    faults.raise_listed()
+    notes += faults.notes()
+    return Rows(tuple(conversations), tuple(notes), content_hash(digests), faults.skipped)
 
 
-def recognise(records: Sequence[Record]) -> Format:
-    """The format whose required keys one of the first rows has, or failing that shares a key with.
+def _read_records(sources: Sequence[Source], faults: Faults) -> list[list[Record]]:
+    """The rows of each file that can be used."""
+    records: list[list[Record]] = [[] for _ in sources]
+    rows = [0] * len(sources)
+    for number, chunk in read_sources(sources):
+        rows[number] += chunk.num_rows
+        for row in chunk.records():
+            if isinstance(row, BadRow):
+                faults.add(row.fault)
+            else:
+                records[number].append(row)
+    for number, source in enumerate(sources):
+        if source.columns:
+            raise ConfigError(
+                f"{source.path}: columns are not read yet; expected the usual names.\n"
+                "  Rename the columns in the file."
+            )
+        if not rows[number] and source.rows is None:
+            raise DataError(
+                f"{source.path.name} holds no rows; expected at least one.\n"
+                "  Training has not started."
+            )
+    return records
+
+
+def recognise(records: Sequence[Record], columns: Mapping[str, str] | None = None) -> Format:
+    """The format whose required columns one of the first rows has, or else shares a column with.
+
+    Args:
+        records: the first rows of a file, in order.
+        columns: role -> column of the settings; where given, only formats that have all its roles.
 
     Raises:
-        DataError: no format fits; names the keys found and those expected.
+        DataError: no format fits; names the columns found and those expected.
+        ConfigError: no format has all the roles of `columns`.
     """
-    first = records[:20]
+    forms = _with_columns(columns) if columns else FORMATS
+    first = records[:RECOGNISED_BY]
     for wanted in (all, any):
         for record in first:
-            for form in FORMATS:
+            for form in forms:
                 if wanted(key in record.value for key in form.required):
                     return form
     row, place = first[0].value, first[0].place
-    known = [key for form in FORMATS for key in form.required]
-    hints = [
-        f'"{key}" looks like "{near[0]}". '
-        for key in row
-        if (near := difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.75))
-    ]
-    shapes = "; ".join(_expected(form) for form in FORMATS)
     raise DataError(
-        f"{place}: the row has {_list_keys(row)}; expected one of: {shapes}.\n"
-        f"  {''.join(hints)}Rename the fields. Training has not started."
+        f"{place}: the row has {list_keys(row)}; expected {_expected_of(forms, columns)}.\n"
+        f"  {_hints(row, forms)}{_advice(row, columns)} Training has not started."
     )
 
 
-def convert(row: dict[str, Any], form: Format) -> Parsed:
-    """Map one row; raises a private exception that `read_conversations` collects."""
+def convert(row: Mapping[str, Any], form: Format) -> Parsed:
+    """Map one row.
+
+    Raises:
+        Unfit: it makes no conversation; `read_conversations` collects these.
+    """
     missing = [key for key in form.required if key not in row]
     if missing:
-        meant = [key for key in row if difflib.get_close_matches(key.lower(), missing, 1, 0.75)]
+        meant = [key for key in row if nearest(key, tuple(missing), 0.75)]
         raise Unfit(
             f"keys:{','.join(sorted(row))[:200]}",
-            f"the row has {_list_keys(row)} and no {_list_keys(missing)}; "
-            f"expected {_expected(form)}.",
+            f"the row has {list_keys(row)} and no {list_keys(missing)}; expected {_shape(form)}.",
             f'Is "{meant[0]}" meant?' if meant else "",
         )
-    for key in row:
-        if key not in form.required + form.optional and (near := _misspelt(key, row, form)):
-            raise Unfit(
-                f"misspelt:{key}",
-                f'the row has a field "{key}", which would not be used.',
-                f'Did you mean "{near}"?',
+    for key, value in row.items():
+        if key not in form.used:
+            _check_unused(key, value, row, form)
+    return form.read(Fields(row, form.columns))
+
+
+@dataclass
+class FieldsSeen:
+    """What is to be said of the rows of one file, or of a part of it."""
+
+    rows: int = 0
+    """Rows that were converted."""
+    there: Counter[str] = field(default_factory=Counter)
+    """Columns that are read."""
+    also: Counter[str] = field(default_factory=Counter)
+    """Those of them that not every row has."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+    """Columns that no format reads."""
+
+    def add(self, row: Mapping[str, Any], parsed: Parsed, form: Format) -> None:
+        """Count a row that was converted by `form`."""
+        self.rows += 1
+        self.remarks.update(dict.fromkeys(parsed.remarks, 1))
+        for key, value in row.items():
+            if key not in form.used:
+                self.unused[key] += 1
+            else:
+                self.there[key] += 1
+                if key not in form.required and not is_blank(value):
+                    self.also[key] += 1
+
+    def merge(self, other: "FieldsSeen") -> None:
+        """Count what was seen in another part of the same file, behind what this one has."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "FieldsSeen":
+        """What `vars` gave, read from JSON."""
+        counts = {name: Counter(value) for name, value in found.items() if name != "rows"}
+        return cls(found["rows"], **counts)
+
+    def check_columns(self, columns: Mapping[str, str], file: str) -> None:
+        """Refuse a name in `columns` that no row has.
+
+        Raises:
+            DataError: it names the column and those that were found.
+        """
+        found = sorted(self.there.keys() | self.unused.keys())
+        for role, name in columns.items():
+            if role in _IN_MESSAGES or name in found or not self.rows:
+                continue
+            near = difflib.get_close_matches(name, found, n=1)
+            hint = f'  Did you mean "{near[0]}"?' if near else "  Mend the name."
+            raise DataError(
+                f'{file}: columns.{role} is "{name}", which no row has; the rows have '
+                f"{list_keys(found)}.\n{hint} Training has not started."
             )
-    parsed = form.convert(row)
-    _check_turns(parsed.messages, form)
-    return parsed
+
+    def notes(self, file: str, form: Format) -> list[str]:
+        """The mapping, what else is read, the remarks with their rows, what is not used."""
+        notes = [f"{file}: {self.rows:,} rows of {form.name}: {form.mapping}"]
+        if self.also:
+            notes.append(f"{file}: also read: {_counted(self.also)}")
+        notes += [f"{file}: {text} ({rows:,} rows)" for text, rows in self.remarks.items()]
+        if self.unused:
+            notes.append(f"{file}: fields that are not used: {_counted(self.unused)}")
+        return notes
 
 
-def _misspelt(key: str, row: dict[str, Any], form: Format) -> str | None:
-    absent = [name for name in form.optional if name not in row and abs(len(name) - len(key)) <= 2]
-    near = difflib.get_close_matches(key.lower(), absent, n=1, cutoff=0.8)
-    return near[0] if near else None
+def _counted(columns: Counter[str]) -> str:
+    return ", ".join(f"{name} ({rows:,} rows)" for name, rows in columns.items())
 
 
-def _expected(form: Format) -> str:
+def _check_unused(key: str, value: Any, row: Mapping[str, Any], form: Format) -> None:
+    """Refuse a field that is not used where something is meant by it."""
+    absent = tuple(name for name in form.optional if name not in row and name not in form.given)
+    if near := nearest(key, absent):
+        raise Unfit(
+            f"misspelt:{key}",
+            f'the row has a field "{key}", which would not be used.',
+            f'Did you mean "{near}"?',
+        )
+    if is_blank(value):
+        return
+    if key in MEDIA:
+        raise Unfit(
+            f"media:{key}",
+            f'the row has "{key}"; only text can be trained.',
+            "Delete the row, or the field if the text can do without it.",
+        )
+    if key in form.rivals:
+        one = list_keys(form.required).replace(", ", " and ")
+        question, answer = form.required[0], form.required[-1]
+        example = f"{{prompt: {key}, completion: {answer}}}"
+        if key in _ANSWERS:
+            example = f"{{prompt: {question}, completion: {key}}}"
+        if key == "context":
+            example = f"{{prompt: {question}, input: context, completion: {answer}}}"
+        if form.needed == ("text",):
+            example += "` or `columns: {text: text}"
+        raise Unfit(
+            f"rival:{key}",
+            f'the row has "{key}" beside {one}, and nobody can tell which of them is meant.',
+            f"Say which, for example `columns: {example}`.",
+        )
+
+
+def _shape(form: Format) -> str:
     optional = f" (and, if wanted, {', '.join(form.optional)})" if form.optional else ""
     return ", ".join(form.required) + optional
 
 
-def _list_keys(keys: Sequence[str] | dict[str, Any]) -> str:
-    names = ", ".join(f'"{key}"' for key in list(keys)[:12])
-    return names or "no fields"
-
-
-def _text(row: dict[str, Any], key: str, *, required: bool) -> str:
-    value = row.get(key)
-    if value is None and not required:
-        return ""
-    if not isinstance(value, str):
-        raise Unfit(
-            f"type:{key}:{type(value).__name__}",
-            f"{key} is {describe(value)}; expected a text.",
-            "Write it in double quotes." if isinstance(value, (int, float)) else "",
-        )
-    if required and not value.strip():
-        raise Unfit(
-            f"empty:{key}",
-            f"{key} is empty; expected a text.",
-            "Fill it in or delete the row: an empty answer would train the model to say nothing."
-            if key in ("output", "targets")
-            else "Fill it in or delete the row.",
-        )
-    return value
-
-
-def _from_instruction(row: dict[str, Any]) -> Parsed:
-    messages: list[Message] = []
-    if (system := _text(row, "system", required=False)).strip():
-        messages.append(Message("system", system))
-    history = row.get("history") or []
-    if not isinstance(history, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
-        for pair in history
-    ):
-        raise Unfit(
-            "history",
-            "history is of another shape; expected a list of [question, answer] pairs of texts.",
-        )
-    for index, (question, answer) in enumerate(history):
-        if not answer.strip():
-            raise Unfit("empty:history", f"history[{index}] has an empty answer; expected a text.")
-        messages += [Message("user", question), Message("assistant", answer)]
-    extra = _text(row, "input", required=False)
-    instruction = _text(row, "instruction", required=not extra.strip())
-    # The tutorial glues both without anything between them: "翻译成英文" + "你好".
-    question = "\n".join(part for part in (instruction, extra) if part.strip())
-    messages.append(Message("user", question))
-    messages.append(Message("assistant", _text(row, "output", required=True)))
-    return Parsed(messages)
-
-
-_BLUELM_MARKER = re.compile(r"(\[\|Human\|\]:|\[\|AI\|\]:)")
-_HUMAN, _AI = "[|Human|]:", "[|AI|]:"
-
-
-def _from_inputs(row: dict[str, Any]) -> Parsed:
-    inputs = _text(row, "inputs", required=True)
-    answer = Message("assistant", _text(row, "targets", required=True))
-    if not _BLUELM_MARKER.search(inputs):
-        return Parsed([Message("user", inputs), answer])
-    lead, *parts = _BLUELM_MARKER.split(inputs)
-    markers, texts = parts[0::2], parts[1::2]
-    expected = [_HUMAN, _AI] * (len(markers) // 2)
-    if markers != expected or lead.removeprefix("<s>").strip() or texts[-1].strip():
-        raise Unfit(
-            "markers",
-            f"inputs holds BlueLM's role markers in the order {' '.join(markers)}"
-            f"{' with text before the first' if lead.strip() else ''}; expected {_HUMAN} and {_AI} "
-            f"in turn, beginning with {_HUMAN} and ending with {_AI} with nothing behind it.",
-            "Write the plain text without markers, or all turns with them.",
-        )
-    # vivo's demos strip questions before they are sent, so a newline before [|AI|]: is not content.
-    messages = [
-        Message("user", text.strip())
-        if marker == _HUMAN
-        else Message("assistant", text.strip().removesuffix("</s>").strip(), trained=False)
-        for marker, text in zip(markers[:-1], texts[:-1], strict=True)
-    ]
-    remark = "BlueLM's role markers in inputs were read as turns; only targets is trained"
-    return Parsed([*messages, answer], remarks=(remark,))
-
-
-def _from_messages(row: dict[str, Any]) -> Parsed:
-    entries = row["messages"]
-    if not isinstance(entries, list) or not entries:
-        found = "an empty list" if entries == [] else describe(entries)
-        raise Unfit(
-            f"messages:{found}", f"messages is {found}; expected a list of role/content objects."
-        )
-    messages = [_message(entry, f"messages[{index}]") for index, entry in enumerate(entries)]
-    tools = row.get("tools")
-    if tools is not None and not (
-        isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
-    ):
-        raise Unfit("tools", f"tools is {describe(tools)}; expected a list of JSON schemas.")
-    remarks = []
-    if messages[-1].role == "user":
-        remarks.append("the last user turn has no answer and is left out")
-        while messages and messages[-1].role == "user":
-            messages.pop()
-    return Parsed(messages, tuple(tools) if tools else None, tuple(remarks))
-
-
-_MESSAGE_KEYS = ("role", "content", "reasoning_content")
-_FOREIGN_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-    "function": "tool",
-    "observation": "tool",
-    "developer": "system",
-}
-
-
-def _message(entry: Any, name: str) -> Message:
-    if not isinstance(entry, dict):
-        raise Unfit(
-            f"message:{type(entry).__name__}",
-            f'{name} is {describe(entry)}; expected an object with "role" and "content".',
-        )
-    unknown = [key for key in entry if key not in _MESSAGE_KEYS and entry[key] is not None]
-    for key in ("role", "content"):
-        if key not in entry:
-            raise Unfit(
-                f"message_key:{key}:{','.join(sorted(entry))[:200]}",
-                f'{name} has {_list_keys(entry)} and no "{key}"; '
-                'expected "role" and "content" (and "reasoning_content").',
-            )
-    if unknown:
-        raise Unfit(
-            f"message_unknown:{unknown[0]}",
-            f'{name} has a field "{unknown[0]}", which would not be trained; expected "role" and '
-            '"content" (and "reasoning_content").',
-            "Remove it, or write its text into content.",
-        )
-    role = entry["role"]
-    if role not in ROLES:
-        shown = f'"{role}"' if isinstance(role, str) else describe(role)
-        raise Unfit(
-            f"role:{shown}",
-            f"{name}.role is {shown}; expected system, user, assistant or tool.",
-            _meant_role(role),
-        )
-    content = _content(entry["content"], f"{name}.content")
-    if role != "system" and not content.strip():
-        raise Unfit(
-            f"empty:{role}",
-            f"{name}.content ({role}) is empty; expected a text.",
-            "Fill it in or delete the row: an empty answer would train the model to say nothing."
-            if role == "assistant"
-            else "Fill it in or delete the row.",
-        )
-    reasoning = entry.get("reasoning_content")
-    if reasoning is not None and (not isinstance(reasoning, str) or role != "assistant"):
-        raise Unfit(
-            "reasoning",
-            f"{name}.reasoning_content is {describe(reasoning)} of role {role}; "
-            "expected a text of an assistant.",
-        )
-    return Message(
-        cast(Role, role), content, reasoning if reasoning and reasoning.strip() else None
+def _expected_of(forms: Sequence[Format], columns: Mapping[str, str] | None) -> str:
+    if columns:
+        given = ", ".join(f"{role}: {name}" for role, name in columns.items())
+        return f"{_shape(forms[0])}, as `columns: {{{given}}}` says"
+    return (
+        "messages or conversations (lists of messages), a question and its answer ("
+        f"{', '.join('/'.join(pair) for pair in PAIRS[:4])} …), chosen and rejected, or text"
     )
 
 
-def _meant_role(role: Any) -> str:
-    if not isinstance(role, str):
-        return ""
-    near = difflib.get_close_matches(role.lower(), ROLES, n=1)
-    meant = near[0] if near else _FOREIGN_ROLES.get(role.lower())
-    return f'Did you mean "{meant}"?' if meant else ""
+def _hints(row: Mapping[str, Any], forms: Sequence[Format]) -> str:
+    known = tuple(dict.fromkeys(key for form in forms for key in form.required))
+    return "".join(
+        f'"{key}" looks like "{near}". ' for key in row if (near := nearest(key, known, 0.75))
+    )
 
 
-def _content(value: Any, name: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        for part in value
-    ):
-        return "".join(part["text"] for part in value)
-    found = "a list with parts that are not text" if isinstance(value, list) else describe(value)
-    raise Unfit(f"content:{type(value).__name__}", f"{name} is {found}; expected a text.")
+def _advice(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> str:
+    if columns:
+        return "Mend `columns`."
+    texts = [key for key, value in row.items() if isinstance(value, str)]
+    questions, answers = ({pair[side] for pair in PAIRS} for side in (0, 1))
+    question = _alike(texts, questions) or next(iter(texts), "COLUMN")
+    rest = [key for key in texts if key != question]
+    answer = _alike(rest, answers) or next(iter(rest), "COLUMN")
+    return (
+        "Rename the fields, or say which is which, for example "
+        f"`columns: {{prompt: {question}, completion: {answer}}}`."
+    )
 
 
-def _check_turns(messages: Sequence[Message], form: Format) -> None:
-    """System first, then user and assistant in turn; a tool answers an assistant."""
-    if not any(message.role == "assistant" for message in messages):
-        raise Unfit(
-            "no_answer",
-            "the row has no assistant message, so there is nothing to train.",
-            "Add the answer or delete the row.",
+def _alike(keys: Sequence[str], names: Iterable[str]) -> str | None:
+    """The first of `keys` that is nearly one of `names`."""
+    return next((key for key in keys if nearest(key, tuple(sorted(names)))), None)
+
+
+def _with_columns(columns: Mapping[str, str]) -> tuple[Format, ...]:
+    """The formats that have all roles of `columns`, under its names."""
+    forms: dict[tuple[str, ...], Format] = {}
+    for form in FORMATS:
+        if columns.keys() <= form.columns.keys() | (TAGS if "role" in form.columns else {}).keys():
+            named = _named(form, columns)
+            forms.setdefault(named.required, named)
+    if not forms:
+        raise ConfigError(
+            f"columns has {', '.join(columns)}, which no format has together; expected the columns "
+            "of one: prompt and completion, messages, chosen, or text.\n"
+            "  Give each data file its own `columns`, or take out those that are not meant."
         )
-    allowed: dict[str, tuple[str, ...]] = {
-        "": ("system", "user"),
-        "system": ("user",),
-        "user": ("assistant",),
-        "assistant": ("user", "tool"),
-        "tool": ("assistant", "tool"),
-    }
-    before = ""
-    for index, message in enumerate(messages):
-        if message.role not in allowed[before]:
-            after = f"after {before}" if before else "as the first"
-            mend = ""
-            if message.role == "system":
-                mend = "A system message stands first, once."
-            elif message.role == before:
-                mend = f"Join the two {before} messages into one."
-            elif not before or before == "system":
-                mend = "A conversation begins with the user."
-            raise Unfit(
-                f"order:{before}:{message.role}",
-                f"{form.name}[{index}] is of role {message.role} {after}; "
-                f"expected {' or '.join(allowed[before])}.",
-                mend,
-            )
-        before = message.role
+    return tuple(forms.values())
 
 
-FORMATS = (
-    Format(
-        "messages",
+def _named(form: Format, columns: Mapping[str, str]) -> Format:
+    """`form` with its columns called as `columns` says."""
+    roles: dict[str, tuple[str, ...]] = dict(form.columns)
+    if "chosen" in roles and not columns.keys().isdisjoint({"prompt", "messages"}):
+        # Of the two places of a prompt, the one that was not named is none.
+        for role in {"prompt", "messages"} - columns.keys():
+            roles.pop(role)
+    roles |= {role: (name,) for role, name in columns.items()}
+    needed = form.needed
+    if "chosen" in columns and "rejected" not in columns:
+        needed = ("chosen",)
+    decided = not columns.keys().isdisjoint({"prompt", "completion", "text"})
+    named = replace(
+        form,
+        columns=roles,
+        needed=needed,
+        rivals=frozenset() if decided else form.rivals,
+        given=frozenset(columns.values()),
+    )
+    if named.required == form.required:
+        return named
+    return replace(named, name="/".join(named.required))
+
+
+_IN_MESSAGES = {*ENTRY_COLUMNS, *TAGS}
+
+_QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+_COMMON_ANSWERS = ("output", "completion", "response", "answer")
+PAIRS: tuple[tuple[str, str], ...] = (
+    ("instruction", "output"),
+    ("inputs", "targets"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("input", "output"),
+    *((question, answer) for question in _QUESTIONS for answer in _COMMON_ANSWERS),
+    ("problem", "solution"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+)
+"""Names of a question and its answer that are recognised, the commonest first: where only one of
+the two is there, the other is what its first pair says. Nothing beyond them is guessed."""
+_ANSWERS = frozenset({*(answer for _, answer in PAIRS), "label", "labels", "summary", "target"})
+_SEVERAL = frozenset({"context", *(name for pair in PAIRS for name in pair)}) - {
+    "input",  # stands beside a question
+    "user",  # may be a person's name
+    "human",
+    "assistant",
+}
+_LABELS = _SEVERAL | _ANSWERS | {"input"}
+
+_AROUND: dict[str, tuple[str, ...]] = {
+    "system": ("system", "system_prompt"),
+    "history": ("history",),
+    "reasoning": ("reasoning", "reasoning_content", "thinking", "think"),
+    "tools": ("tools", "functions"),
+}
+"""Columns that rows of a question and its answer may have beside it."""
+
+
+def _pair(question: str, answer: str) -> Format:
+    columns: dict[str, tuple[str, ...]] = {"prompt": (question,), "completion": (answer,)}
+    template = "user = {prompt}; assistant, trained = {completion}"
+    if question not in ("input", "inputs"):
+        # Dolly's context follows the instruction as Alpaca's input does.
+        columns["input"] = ("input", "context") if question == "instruction" else ("input",)
+        template = template.replace(";", ", newline, {input} (if any);")
+    return Format(
+        f"{question}/{'input/' if (question, answer) == PAIRS[0] else ''}{answer}",
+        columns | _AROUND | ENTRY_COLUMNS,
+        ("prompt", "completion"),
+        template,
+        from_inputs if question == "inputs" else from_pair,
+        _SEVERAL - {question, answer},
+    )
+
+
+def _dialogue(column: str, spellings: str = "") -> Format:
+    return Format(
+        column,
+        {"messages": (column,), "system": _AROUND["system"], "tools": _AROUND["tools"]}
+        | ENTRY_COLUMNS,
         ("messages",),
-        ("tools",),
-        "every assistant message is trained, everything else is context",
-        _from_messages,
-    ),
+        f"{spellings}every assistant message is trained, everything else is context",
+        from_messages,
+    )
+
+
+def _from_text(fields: Fields) -> Parsed:
+    return Parsed([], text=fields.text("text", required=True))
+
+
+FORMATS: tuple[Format, ...] = (
     Format(
-        "instruction/input/output",
-        ("instruction", "output"),
-        ("input", "system", "history"),
-        "user = instruction, newline, input (if any); assistant, trained = output",
-        _from_instruction,
+        "preferences",
+        {
+            "chosen": ("chosen",),
+            "rejected": ("rejected",),
+            "prompt": ("prompt", "instruction", "question", "query"),
+            "input": ("input",),
+            "messages": ("conversations", "conversation", "messages"),
+            **{role: _AROUND[role] for role in ("system", "history", "tools")},
+            **ENTRY_COLUMNS,
+        },
+        ("chosen", "rejected"),
+        "assistant, trained = {chosen}; its prompt is context; {rejected} is not used",
+        from_preference,
     ),
+    _dialogue("messages"),
+    _dialogue("conversations", "human = user, gpt = assistant; "),
+    _dialogue("conversation", "human = user, gpt = assistant; "),
+    *(_pair(*pair) for pair in dict.fromkeys(PAIRS)),
     Format(
-        "inputs/targets",
-        ("inputs", "targets"),
-        (),
-        "user = inputs; assistant, trained = targets",
-        _from_inputs,
+        "plain text",
+        {"text": ("text",)},
+        ("text",),
+        "the whole of {text} is trained, nothing is context",
+        _from_text,
+        _LABELS,
     ),
 )
-"""Tried in this order; the first whose required keys are there is taken."""
+"""Tried in this order; the first whose required columns are there is taken."""

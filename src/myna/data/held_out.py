@@ -5,65 +5,84 @@ seed. When and how they are evaluated is left to training.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from myna.data.encode import Example
+import numpy as np
+from numpy.typing import NDArray
+
+from myna.data.store import Array, Example, Examples, mix
 from myna.errors import ConfigError
 
 
 def split_held_out(
-    examples: Sequence[Example], held_out: float, seed: int
-) -> tuple[list[Example], list[Example]]:
+    examples: Iterable[Example], held_out: float, seed: int
+) -> tuple[Examples, Examples]:
     """(trained, held out), each in the order of `examples`.
 
     Args:
         examples: all examples.
         held_out: a share below 1, or a number of examples. At most so many are taken, whole groups
             only: examples with the same prompt, and all turns of one conversation, stay together.
+            A plain text, which has no prompt, is its own.
         seed: another seed, another split.
 
     Raises:
         ConfigError: nothing would be left on one of the sides.
     """
+    examples = Examples.of(examples)
     if held_out == 0:
-        return list(examples), []
+        return examples, examples.select([])
     wanted = int(held_out) if held_out >= 1 else max(1, round(held_out * len(examples)))
-    groups = sorted(_groups(examples), key=lambda group: _rank(examples[group[0]], seed))
-    chosen: set[int] = set()
-    for group in groups:
-        if len(chosen) + len(group) <= wanted:
-            chosen.update(group)
-    if not chosen or len(chosen) == len(examples):
+    questions = np.where(examples.turns == 0, examples.completion_hashes, examples.prompt_hashes)
+    group = _groups(examples, questions)
+    sizes = np.bincount(group)
+    ranks = _least(group, mix(questions ^ _key(seed)))
+    order = np.argsort(ranks, kind="stable")
+    chosen = np.zeros(len(sizes), np.bool_)
+    left = wanted
+    for number, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        if size <= left:
+            chosen[number] = True
+            left -= size
+            if not left:
+                break
+    is_held = chosen[group]
+    if not is_held.any() or is_held.all():
         raise ConfigError(
-            f"held_out is {held_out:g}, and the data has {len(examples)} examples in {len(groups)} "
+            f"held_out is {held_out:g}, and the data has {len(examples)} examples in {len(sizes)} "
             "groups without a prompt in common; expected a number that leaves some on both sides.\n"
             "  Choose another held_out, or 0 to hold nothing out."
         )
-    trained = [example for index, example in enumerate(examples) if index not in chosen]
-    return trained, [examples[index] for index in sorted(chosen)]
+    return examples.select(np.flatnonzero(~is_held)), examples.select(np.flatnonzero(is_held))
 
 
-def _groups(examples: Sequence[Example]) -> list[list[int]]:
-    """Indices that belong together, by prompt or by row (union-find)."""
-    parent = list(range(len(examples)))
-
-    def find(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    first: dict[object, int] = {}
-    for index, example in enumerate(examples):
-        for key in (example.prompt_ids, (example.place.file, example.place.row)):
-            other = first.setdefault(key, index)
-            parent[find(index)] = find(other)
-    groups: dict[int, list[int]] = {}
-    for index in range(len(examples)):
-        groups.setdefault(find(index), []).append(index)
-    return list(groups.values())
+def _groups(examples: Examples, questions: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """(N,) the number of each example's group: linked by questions, and by rows of the files."""
+    rows = examples.file_indices.astype(np.int64) << 32 | examples.rows
+    keys = [_numbered(rows), _numbered(questions)]
+    label = np.arange(len(examples))  # the least number of an example known to be in the group
+    while True:
+        before = label
+        for key in keys:
+            label = _least(key, label)[key]
+        label = label[label]
+        if np.array_equal(label, before):
+            return _numbered(label)
 
 
-def _rank(example: Example, seed: int) -> bytes:
-    text = f"{seed}:{','.join(map(str, example.prompt_ids))}"
-    return hashlib.sha256(text.encode()).digest()
+def _numbered(values: Array) -> NDArray[np.int64]:
+    """Equal values get equal numbers, from 0."""
+    _, numbers = np.unique(values, return_inverse=True)
+    return numbers
+
+
+def _least(group: NDArray[np.int64], values: Array) -> Array:
+    """The least value of each group."""
+    least = np.full(group.max() + 1, values.max(), values.dtype)
+    np.minimum.at(least, group, values)
+    return least
+
+
+def _key(seed: int) -> np.uint64:
+    digest = hashlib.sha256(f"held out:{seed}".encode()).digest()
+    return np.uint64(int.from_bytes(digest[:8], "little"))

@@ -6,14 +6,14 @@ step `loader.py`'s, the choice of a budget is the memory planner's. How a step i
 it costs, never its loss: every trained token of every row is in exactly one pack.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from myna.data.encode import Example
+from myna.data.store import Example
 from myna.data.tree import count_tokens, sorted_prefixes, token_tree
 
 
@@ -36,7 +36,7 @@ class Pack:
     targets: Tensor
     """(N,) int64, the trained tokens; no (position, target) occurs twice."""
     weights: Tensor
-    """(N,) float32: how many rows train this token here."""
+    """(N,) float32: the sum of the weights of the rows that train this token here."""
     real_tokens: int
     """Sum of the rows' lengths."""
     computed_tokens: int
@@ -87,6 +87,7 @@ def pack_step(
             tuple(rows[at] for at in group),
             [ids[at] for at in group],
             [len(examples[rows[at]].prompt_ids) for at in group],
+            [examples[rows[at]].weight for at in group],
         )
         for group in groups
     ]
@@ -119,13 +120,21 @@ def _token_ids(example: Example) -> tuple[int, ...]:
     return (*example.prompt_ids, *example.completion_ids)
 
 
-def _pack(rows: tuple[int, ...], ids: list[tuple[int, ...]], prompt_lengths: list[int]) -> Pack:
+def _pack(
+    rows: tuple[int, ...],
+    ids: list[tuple[int, ...]],
+    prompt_lengths: list[int],
+    weights: list[float],
+) -> Pack:
     tree = token_tree(ids)
-    predictions: Counter[tuple[int, int]] = Counter()
-    for row_ids, path, prompt_length in zip(ids, tree.paths, prompt_lengths, strict=True):
+    predictions: defaultdict[tuple[int, int], float] = defaultdict(float)
+    for row_ids, path, prompt_length, weight in zip(
+        ids, tree.paths, prompt_lengths, weights, strict=True
+    ):
         # The token at t is predicted from t - 1; the first of a row is predicted from nothing.
         first = max(prompt_length, 1)
-        predictions.update(zip(path[first - 1 :], row_ids[first:], strict=True))
+        for prediction in zip(path[first - 1 :], row_ids[first:], strict=True):
+            predictions[prediction] += weight
     return Pack(
         rows,
         torch.tensor(tree.token_ids, dtype=torch.int64),

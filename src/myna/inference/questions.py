@@ -4,18 +4,19 @@ Owns where a row is cut and what becomes of an answer it already has. The files 
 same as for training, and read by `data.files` and `data.formats`.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from myna.data.conversation import Message, Place
+from myna.data.dialogues import ROLE_SPELLINGS
 from myna.data.faults import SCREENFUL, Fault
-from myna.data.files import BadRow, Record, read_file
-
-# A row that makes no conversation; `convert` leaves listing them to whoever reads the file.
-from myna.data.formats import Unfit as Unfit
-from myna.data.formats import convert, recognise
+from myna.data.fields import Unfit
+from myna.data.files import BadRow, Record, read_records
+from myna.data.formats import Format, convert, recognise
+from myna.data.json_text import NotJson, parse_json_text
 from myna.errors import DataError
 
 _PLACEHOLDER = "."
@@ -35,18 +36,18 @@ class Question:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a JSON or JSONL file, in order.
+    """The questions of a data file, in order.
 
-    Rows are `instruction`/`input`, `inputs` or `messages`, as for training; `messages` are taken
-    up to the last of the user. Raises DataError listing all rows that do not fit.
+    Rows are those of training, with or without an answer; lists of messages are taken up to the
+    last of the user. Raises DataError listing all rows that do not fit.
     """
     try:
-        rows = list(read_file(path).records())
+        rows = list(read_records([path]))
         faults = [row.fault for row in rows if isinstance(row, BadRow)]
-        cut = [_without_answer(row) for row in rows if isinstance(row, Record)]
+        records = [row for row in rows if isinstance(row, Record)]
         if not rows:
-            raise DataError(f"{path.name} holds no rows (an empty list); expected at least one.")
-        questions = _convert(cut, faults) if cut else []
+            raise DataError(f"{path.name} holds no rows; expected at least one.")
+        questions = _convert(records, faults) if records else []
     except DataError as error:
         raise DataError(_about_generating(str(error))) from None
     if faults:
@@ -62,12 +63,18 @@ def list_refusals(refusals: list[str]) -> str:
     return "\n".join([*lines, _NOT_STARTED])
 
 
-def _convert(cut: list[tuple[Record, str | None]], faults: list[Fault]) -> list[Question]:
-    form = recognise([record for record, _ in cut])
+def _convert(records: list[Record], faults: list[Fault]) -> list[Question]:
+    form = recognise(records)
+    if "text" in form.columns:
+        raise DataError(
+            f"{records[0].place}: the row is plain text; expected a question (prompt, instruction, "
+            f"messages …).\n  Rename the field. {_NOT_STARTED}"
+        )
     questions = []
-    for record, reference in cut:
+    for record in records:
+        row, reference = _without_answer(record.value, form)
         try:
-            parsed = convert(record.value, form)
+            parsed = convert(row, form)
         except Unfit as error:
             faults.append(Fault(error.kind, record.place, error.finding, error.mend))
             continue
@@ -76,28 +83,38 @@ def _convert(cut: list[tuple[Record, str | None]], faults: list[Fault]) -> list[
     return questions
 
 
-def _without_answer(record: Record) -> tuple[Record, str | None]:
+def _without_answer(row: Mapping[str, Any], form: Format) -> tuple[Mapping[str, Any], str | None]:
     """The row with a placeholder for its last answer, and that answer."""
-    row = dict(record.value)
-    reference: Any = None
-    if isinstance(messages := row.get("messages"), list):
-        roles = [entry.get("role") if isinstance(entry, dict) else None for entry in messages]
-        if "user" in roles:
-            last = len(roles) - 1 - roles[::-1].index("user")
-            following = messages[last + 1] if last + 1 < len(messages) else {}
-            if isinstance(following, dict) and following.get("role") == "assistant":
-                reference = following.get("content")
-            row["messages"] = [
-                *messages[: last + 1],
-                {"role": "assistant", "content": _PLACEHOLDER},
-            ]
-    else:
-        field = "targets" if "inputs" in row else "output"
-        if field == "targets" or "instruction" in row or "input" in row:
-            reference = row.get(field)
-            row[field] = _PLACEHOLDER
-    answered = isinstance(reference, str) and reference.strip()
-    return Record(row, record.place), reference if answered else None
+    for role in ("completion", "chosen"):
+        if role in form.columns:
+            column = form.columns[role][0]
+            return {**row, column: _PLACEHOLDER}, _answer(row.get(column))
+    column = form.columns["messages"][0]
+    entries: Any = row.get(column)
+    if isinstance(entries, str):
+        with contextlib.suppress(NotJson):  # `convert` says what is wrong with it
+            entries = parse_json_text(entries)
+    roles = [_role(entry) for entry in entries] if isinstance(entries, list) else []
+    if "user" not in roles:
+        return row, None
+    last = len(roles) - roles[::-1].index("user")
+    reference = None
+    if roles[last : last + 1] == ["assistant"]:
+        reference = _answer(entries[last].get("content", entries[last].get("value")))
+    answer = {"role": "assistant", "content": _PLACEHOLDER}
+    return {**row, column: [*entries[:last], answer]}, reference
+
+
+def _role(entry: Any) -> str | None:
+    """The role of an entry, in whatever spelling; None where it has none."""
+    if not isinstance(entry, dict):
+        return None
+    spelling = entry.get("role", entry.get("from"))
+    return ROLE_SPELLINGS.get(spelling.lower()) if isinstance(spelling, str) else None
+
+
+def _answer(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _about_generating(text: str) -> str:

@@ -126,7 +126,14 @@ def inject(
     # peft draws first values of its own, which _fill replaces.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        peft_model = get_peft_model(model, config)
+        try:
+            peft_model = get_peft_model(model, config)
+        except ValueError as error:  # it takes names of layers for those of fused experts
+            raise ConfigError(
+                f"lora.target_modules: peft cannot place the adapter on {type(model).__name__}: "
+                f"{error}\n  Leave the names of its experts out, for example target_modules: "
+                "[q_proj, k_proj, v_proj, o_proj]"
+            ) from error
     notes += [
         str(warning.message)
         for warning in caught

@@ -88,6 +88,12 @@ def load_config(
             f"{folder}: no config.json, so this is no model folder; it holds {list_files(folder)}."
             f"{hint}"
         )
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{folder}: adapter_config.json lies beside config.json. transformers would load that "
+            "adapter, and the base that it names, in place of this model.\n  Move the adapter_* "
+            "files to a folder of their own; to go on from them, set lora.start_from to it."
+        )
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)

@@ -22,9 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from myna.data.conversation import Place
-from myna.data.encode import Example
 from myna.data.loader import Batch, padded_batches
 from myna.data.packing import Pack, filled, pack_step, packed_tokens
+from myna.data.store import Example
 from myna.models.last_layer import shorten_last_layer
 from myna.models.packed import check_packing, longrope_boundary, packed_attention
 from myna.ops.attention import TreeLayout, tree_layout
@@ -88,7 +88,7 @@ class Computation(Protocol):
         """The rows `rows` of `examples`, each in exactly one piece. A function of its arguments."""
 
     def summed_loss(self, model: nn.Module, piece: Any) -> Tensor:
-        """Cross-entropy summed over the piece's trained tokens, float32, with gradient."""
+        """Weighted cross-entropy summed over the piece's trained tokens, float32, with gradient."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Padded:
         ).logits
         # (B, T, V) -> (S, V): softmax only where a token is trained.
         chosen = logits.flatten(0, 1)[piece.positions].float()
-        return nn.functional.cross_entropy(chosen, piece.targets, reduction="sum")
+        return nn.functional.cross_entropy(chosen, piece.targets, reduction="none") @ piece.weights
 
 
 @dataclass(frozen=True)

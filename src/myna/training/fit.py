@@ -20,8 +20,15 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from myna.data.encode import Example
-from myna.data.loader import num_steps, num_targets, rows_of_steps, steps_per_epoch
+from myna.data.loader import (
+    Draws,
+    loss_weight,
+    num_steps,
+    num_targets,
+    rows_of_steps,
+    steps_per_epoch,
+)
+from myna.data.store import Example, Examples
 from myna.device import free_unused_memory, peak_memory_bytes
 from myna.distributed.group import ALONE, Group
 from myna.errors import (
@@ -73,11 +80,11 @@ class FitSettings:
     on_nonfinite: str = "stop"
 
     def total_steps(self, num_rows: int) -> int:
-        """Optimizer steps of the run on `num_rows` rows."""
+        """Optimizer steps of the run, with `num_rows` rows in an epoch."""
         return num_steps(num_rows, self.batch_size, self.epochs, self.max_steps)
 
     def learning_rates(self, num_rows: int) -> Schedule:
-        """The learning rate of every step of the run on `num_rows` rows."""
+        """The learning rate of every step of that run."""
         total = self.total_steps(num_rows)
         warmup = self.warmup_steps
         if warmup is None:
@@ -117,20 +124,22 @@ def fit(
 ) -> FitResult:
     """Train `model`'s trainable parameters on `train_rows`; the adapter is in the model afterwards.
 
-    The loss of a step is the sum of the cross-entropy over all trained tokens of its rows, in all
-    pieces and processes, divided once by their number; how rows are cut into pieces changes
-    nothing. With `resume` the run goes on after that checkpoint as if it had not stopped; without,
-    it starts from `beginning`, which says whose checkpoints these are. `plans`
-    says from which step on what is computed how; without any, nothing recomputes until memory runs
-    out, or what `checkpointing` fixes. When memory runs out, a smaller plan is made, told as a
-    `plan` event, and the same step repeated.
+    The loss of a step is the sum of the cross-entropy over all trained tokens of its rows, each
+    times its row's weight, in all pieces and processes, divided once by the sum of these weights;
+    how rows are cut into pieces changes nothing. With `resume` the run goes on after that
+    checkpoint as if it had not stopped; without, it starts from `beginning`, which says whose
+    checkpoints these are. `plans` says from which step on what is computed how; without any,
+    nothing recomputes until memory runs out, or what `checkpointing` fixes. When memory runs out, a
+    smaller plan is made, told as a `plan` event, and the same step repeated.
 
     Raises NonFiniteError before the weights move (with a dump of the step beside the checkpoints),
     OutOfMemoryError and Interrupted after a checkpoint, the first when there is no smaller plan,
     the other when `stop` asks for it, StorageError where the last checkpoint cannot be written, and
     ConfigError where after the first step a layer of the adapter has no gradient.
     """
-    rates = settings.learning_rates(len(train_rows))
+    train_rows, held_out_rows = Examples.of(train_rows), Examples.of(held_out_rows)
+    draws = Draws.of(train_rows)
+    rates = settings.learning_rates(draws.num_rows)
     optimizer = adamw(model, weight_decay=settings.weight_decay)
     parameters = list(trainable(model).values())
     state = beginning or State(0)
@@ -176,7 +185,7 @@ def fit(
         events.emit("warning", step=step, message=message)
 
     steps = rows_of_steps(
-        len(train_rows),
+        draws,
         settings.batch_size,
         seed=settings.seed,
         first_step=state.step + 1,
@@ -221,6 +230,7 @@ def fit(
         for (step, epoch, rows), following in _with_next(steps):
             started = time.monotonic()
             num_trained = sum(num_targets(train_rows[row]) for row in rows)
+            total_weight = sum(loss_weight(train_rows[row]) for row in rows)
             memory.begin(step, "step")
             is_finite = True
             while True:  # until the step fits into memory
@@ -232,7 +242,7 @@ def fit(
                 with stop.may_be_left(), computing:
                     for number, piece in enumerate(pieces):
                         torch.manual_seed(_dropout_seed(settings.seed, step, group.rank, number))
-                        loss = memory.computation.summed_loss(model, piece) / num_trained
+                        loss = memory.computation.summed_loss(model, piece) / total_weight
                         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                         loss = loss.detach()  # or the graph lives until the next one is whole
                         sums[0] += loss
@@ -303,7 +313,7 @@ def fit(
             else:
                 state = replace(state, skipped_steps=(*state.skipped_steps, step))
             is_last = step == rates.total_steps
-            if held_out_rows and (is_last or _is_due(step, settings, len(train_rows))):
+            if held_out_rows and (is_last or _is_due(step, settings, draws.num_rows)):
                 memory.begin(step, "eval")
                 while True:  # until the evaluation fits into memory
                     shortage = Shortage()
@@ -318,14 +328,14 @@ def fit(
                     if not group.any(shortage.met, device):
                         break
                     plan_smaller(step, "eval", memory.computation.limit)
-                held_out_sum, num_tokens = group.add(sums).tolist()
-                held_out = held_out_sum / num_tokens
+                held_out_sum, held_out_weight = group.add(sums).tolist()
+                held_out = held_out_sum / held_out_weight
                 events.emit(
                     "eval",
                     step=step,
                     loss=held_out,
                     rows=len(held_out_rows),
-                    tokens=int(num_tokens),
+                    tokens=sum(map(num_targets, held_out_rows)),
                 )
                 state = _judge(state, held_out)
                 if state.best_step == step and settings.keep_best and kept is not None:

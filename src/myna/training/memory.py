@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import nn
 
-from myna.data.encode import Example
-from myna.data.loader import num_targets
+from myna.data.loader import targets_of_rows
+from myna.data.store import Example, Examples
 from myna.device import (
     free_unused_memory,
     is_out_of_memory,
@@ -155,7 +156,7 @@ def ladder_of(
             f"train.checkpointing is {checkpointing}, but the model has {num_layers} layers that "
             "can recompute their activations.\n  Use a number up to that, all, or auto."
         )
-    longest = max(map(_length, examples))
+    longest = int(Examples.of(examples).lengths.max())
     ladder = Ladder(
         comfortable=computation.limit_near(COMFORTABLE_TOKENS, longest),
         smallest=computation.limit_near(1, longest),
@@ -181,8 +182,9 @@ class Memory:
         plans: Sequence[MemoryPlan],
     ) -> None:
         self._model = model
+        examples = Examples.of(examples)
         self._ladder, layers = ladder_of(model, computation, examples, checkpointing)
-        self._longest = max(map(_length, examples))
+        self._longest = int(examples.lengths.max())
         self.computation = computation
         """Cuts steps as the plan in force says."""
         first = MemoryPlan(computation.unit, computation.limit, layers, self._ladder.num_layers)
@@ -276,8 +278,9 @@ def plan_memory(
 
     Raises OutOfMemoryError where a single row does not fit.
     """
+    examples = Examples.of(examples)
     ladder, layers = ladder_of(model, computation, examples, checkpointing)
-    longest = max(range(len(examples)), key=lambda row: _length(examples[row]))
+    longest = int(np.argmax(examples.lengths))
     step = _largest_step(computation, examples, steps, group)
     with _Trials(model, computation, examples, device, group) as trials:
         limit, reason = computation.limit, ""
@@ -301,7 +304,7 @@ def plan_memory(
                     f"{estimate.need(tokens, layers)}more than the "
                     f"{_size(max(0, trials.budget - trials.base))} that are there beside the "
                     f"{_size(trials.base)} of model and optimizer.\n"
-                    f"{_advice(ladder, _length(examples[longest]))}"
+                    f"{_advice(ladder, int(examples.lengths[longest]))}"
                 )
             reason = reason or (
                 "otherwise memory runs out"
@@ -324,16 +327,17 @@ def plan_memory(
 
 def _largest_step(
     computation: Computation,
-    examples: Sequence[Example],
+    examples: Examples,
     steps: Iterator[Sequence[int]],
     group: Group,
 ) -> list[int]:
     """Of one process, the rows of one step with the most tokens, then the most trained ones."""
+    targets = targets_of_rows(examples)
     best, counted = ((-1, -1), [0]), 0
     for rows in steps:
         for rank in range(group.size):
             own = list(rows[rank :: group.size])
-            trained = sum(num_targets(examples[row]) for row in own)
+            trained = int(targets[own].sum())
             best = max(best, ((computation.most_tokens(examples, own), trained), own))
         counted += len(rows)
         if counted >= COUNTED_ROWS:
@@ -510,10 +514,6 @@ class _Estimate:
         """What so many tokens would take, in words, where it has been measured."""
         found = self._per_token.get(layers, math.inf) * tokens
         return f"about {_size(int(found))}, " if found < math.inf else ""
-
-
-def _length(example: Example) -> int:
-    return len(example.prompt_ids) + len(example.completion_ids)
 
 
 def _size(number: int) -> str:

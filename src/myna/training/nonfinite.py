@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from myna.data.encode import Example
+from myna.data.store import Example
 from myna.run_dir import make_folder, written_aside
 
 ADAPTER, STEP = "adapter.safetensors", "step.json"

@@ -1,16 +1,17 @@
 """Loss on held-out rows, as the training step defines it.
 
-Owns one number: the mean loss per trained token over given rows, without dropout and without
-drawing a random number, as a sum and a count.
+Owns one number: the mean loss per trained token over given rows, weighted as in training, without
+dropout and without drawing a random number, as two sums.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from myna.data.encode import Example
-from myna.data.loader import num_targets
+from myna.data.loader import loss_weights
+from myna.data.store import Example, Examples
 from myna.distributed.group import ALONE, Group
 from myna.training.computation import Computation
 
@@ -27,7 +28,7 @@ def held_out_sums(
     device: torch.device,
     group: Group = ALONE,
 ) -> Tensor:
-    """(2,) float32: summed loss and number of trained tokens of this process's share of `examples`.
+    """(2,) float32: summed loss and summed weights of this process's share of `examples`.
 
     Added over all processes of `group`, their quotient is the loss. `model` keeps its mode.
     """
@@ -35,14 +36,16 @@ def held_out_sums(
     model.eval()
     sums = torch.zeros(2, device=device)
     # By length, so that little is padded; the sum does not depend on the order of rows.
-    order = sorted(range(len(examples)), key=lambda row: len(examples[row].prompt_ids))
+    examples = Examples.of(examples)
+    weights = loss_weights(examples)
+    order = np.argsort(examples.prompt_lengths, kind="stable").tolist()
     order = order[group.rank :: group.size]
     try:
         for start in range(0, len(order), ROWS_AT_ONCE):
             rows = order[start : start + ROWS_AT_ONCE]
             for piece in computation.pieces(examples, rows):
                 sums[0] += computation.summed_loss(model, piece)
-            sums[1] += sum(num_targets(examples[row]) for row in rows)
+            sums[1] += float(weights[rows].sum())
     finally:
         model.train(was_training)
     return sums
