@@ -11,7 +11,8 @@ from template_families import FAMILIES, family_tokenizer
 from tokenizers import processors
 
 from myna.data.conversation import Conversation, Message
-from myna.data.encode import Encoder, RowRefused, encode_dataset
+from myna.data.dataset import encode_dataset
+from myna.data.encode import Encoder, RowRefused
 from myna.data.formats import Rows
 from myna.data.loader import padded_batches
 from myna.data.packing import pack_step

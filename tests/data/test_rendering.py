@@ -17,7 +17,8 @@ import pytest
 from chat_families import CHATML, make_tokenizer, talk
 
 from myna.data import rendering, template_sandbox
-from myna.data.encode import Encoder, encode_dataset
+from myna.data.dataset import encode_dataset
+from myna.data.encode import Encoder
 from myna.data.formats import Rows
 from myna.data.rendering import Renderer, TemplateError, TemplateStopped, is_known
 from myna.data.template_sandbox import ANSWER, PROMPT, WHOLE

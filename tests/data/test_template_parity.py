@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from template_families import FAMILIES, LLAMA3, Family, family_tokenizer
 
 from myna.data.conversation import Conversation, Message
-from myna.data.encode import Encoder, encode_dataset
+from myna.data.dataset import encode_dataset
+from myna.data.encode import Encoder
 from myna.data.formats import Rows
 from myna.data.templates import choose_template
 

@@ -18,7 +18,8 @@ import pytest
 from tutorial_families import FAMILIES, Family
 
 from myna.data.conversation import Conversation
-from myna.data.encode import Dataset, Encoder, encode_dataset
+from myna.data.dataset import Dataset, encode_dataset
+from myna.data.encode import Encoder
 from myna.data.formats import read_conversations
 from myna.data.templates import ChatTemplate, choose_template
 

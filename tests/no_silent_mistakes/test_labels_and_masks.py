@@ -11,9 +11,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from myna.cli.preparation import prepare_rows
 from myna.config_file import load_config
 from myna.data.conversation import Conversation, Message, Place
-from myna.data.encode import Encoder, Example, encode_dataset
+from myna.data.dataset import encode_dataset
+from myna.data.encode import Encoder
 from myna.data.formats import Rows as ReadRows
 from myna.data.loader import Batch, padded_batches
+from myna.data.store import Example
 from myna.data.templates import choose_template
 from myna.models.load import load_model
 from myna.training.computation import Packed, Padded, choose_computation
