@@ -30,8 +30,7 @@ def short(path: Path) -> str:
 def say_if_finished(resolved: ResolvedConfig, console: Console) -> bool:
     """Whether these settings name a run that is finished, which is then said; touches nothing.
 
-    Raises ConfigError where the run there had other settings or other data. Data that is gone by
-    now is no reason to doubt a finished run.
+    Raises ConfigError where the run there had other settings or other data.
     """
     directory = RunDir(output_of(resolved))
     if not (directory.adapter.is_dir() and directory.config.is_file()):
