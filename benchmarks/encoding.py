@@ -14,8 +14,10 @@ its own, one after the other, and again for every round:
     trl            what SFTTrainer does with rows of prompt and completion before it trains
 
 The clock runs from the path of the file to rows that can be trained on; importing libraries is not
-counted, starting processes is. Memory is the peak of the process and its children together, sampled
-four times a second: what belongs to each alone, and its share of what they have in common. Ids of
+counted, starting processes is. `cpu_seconds` are those of the whole process and its children, with
+the imports. Memory is the peak of the process and its children together, sampled four times a
+second: what belongs to each alone, and its share of what they have in common. Much of myna's is its
+store on disk, which the system takes back at need; so what is of no file stands beside it. Ids of
 myna are compared with `apply_chat_template` first. `results/encoding.json` keeps medians with
 versions, hardware and command; `--small` takes 20,000 rows once and writes nothing.
 """
@@ -24,6 +26,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -219,6 +222,7 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
         "HF_DATASETS_CACHE": str(caches / "datasets"),
         "HF_HUB_OFFLINE": "1",
     }
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, __file__, "--contender", name, "--folder", str(folder)]
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -239,10 +243,12 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
     watcher.join()
     if process.returncode:
         raise RuntimeError(f"{name} failed:\n{errors}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return {
         **found,
         "process_seconds": time.perf_counter() - started,
+        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "peak_pss_bytes": peaks["pss"],
         "peak_anonymous_bytes": peaks["anonymous"],
     }

@@ -75,6 +75,19 @@ def test_a_split_that_leaves_nothing_is_refused(held_out: float) -> None:
     )
 
 
+def test_plain_texts_are_told_apart_by_what_they_say() -> None:
+    """Their prompts are all the start token, or nothing."""
+    for start in ((), (1,)):
+        texts = [
+            Example("", "", start, (5 + number // 2, 6, 2), Place(Path("a.txt"), n, n), 0)
+            for n, number in enumerate(range(20))
+        ]
+        trained, held_out = split_held_out(texts, 0.3, seed=4)
+        assert len(held_out) == 6  # three texts, each there twice
+        assert {e.completion_ids for e in trained}.isdisjoint(e.completion_ids for e in held_out)
+        assert {e.completion_ids for e in held_out} != {(5, 6, 2), (6, 6, 2), (7, 6, 2)}
+
+
 LINKS = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 12)), min_size=2, max_size=40)
 
 

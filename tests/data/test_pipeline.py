@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -379,3 +381,26 @@ def test_an_entry_that_another_process_made_meanwhile_is_taken(
 
     monkeypatch.setattr(Entry, "locked", slow)
     assert_same(run(encoder(), path), expected)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_memory_does_not_grow_with_the_rows(write: Write) -> None:
+    """What belongs to this process and its workers, after a fifth of the rows and at the end."""
+    content = lines(alpaca(4000)) * 50
+    held: dict[int, int] = {}
+
+    def look(rows: int) -> None:
+        if rows % 10_000 == 0:
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            held[rows] = sum(map(anonymous_bytes, ("self", *children)))
+
+    run(encoder(), write("a.jsonl", content), num_workers=2, on_rows=look)
+    late = [found for rows, found in held.items() if rows > 100_000]
+    early = [found for rows, found in held.items() if 20_000 <= rows <= 60_000]
+    assert max(late) - max(early) < 40e6  # 140,000 rows more: 285 bytes for each would show
+
+
+def anonymous_bytes(process: str) -> int:
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    return int(found.group(1)) * 1024 if found else 0

@@ -23,6 +23,7 @@ def split_held_out(
         examples: all examples.
         held_out: a share below 1, or a number of examples. At most so many are taken, whole groups
             only: examples with the same prompt, and all turns of one conversation, stay together.
+            A plain text, which has no prompt, is its own.
         seed: another seed, another split.
 
     Raises:
@@ -32,9 +33,10 @@ def split_held_out(
     if held_out == 0:
         return examples, examples.select([])
     wanted = int(held_out) if held_out >= 1 else max(1, round(held_out * len(examples)))
-    group = _groups(examples)
+    questions = np.where(examples.turns == 0, examples.completion_hashes, examples.prompt_hashes)
+    group = _groups(examples, questions)
     sizes = np.bincount(group)
-    ranks = _least(group, mix(examples.prompt_hashes ^ _key(seed)))
+    ranks = _least(group, mix(questions ^ _key(seed)))
     order = np.argsort(ranks, kind="stable")
     chosen = np.zeros(len(sizes), np.bool_)
     left = wanted
@@ -54,10 +56,10 @@ def split_held_out(
     return examples.select(np.flatnonzero(~is_held)), examples.select(np.flatnonzero(is_held))
 
 
-def _groups(examples: Examples) -> NDArray[np.int64]:
-    """(N,) the number of each example's group: linked by prompts, and by rows of the files."""
+def _groups(examples: Examples, questions: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """(N,) the number of each example's group: linked by questions, and by rows of the files."""
     rows = examples.file_indices.astype(np.int64) << 32 | examples.rows
-    keys = [_numbered(rows), _numbered(examples.prompt_hashes)]
+    keys = [_numbered(rows), _numbered(questions)]
     label = np.arange(len(examples))  # the least number of an example known to be in the group
     while True:
         before = label

@@ -58,7 +58,7 @@ class Example:
     completion_ids: tuple[int, ...]
     place: Place
     turn: int
-    """Number of the answer in its row, counted from 1."""
+    """Number of the answer in its row, counted from 1; 0 for a plain text."""
     truncated: str | None = None
     """What was taken out of the prompt to fit `max_length`: `turns_dropped`, `text_shortened`."""
     weight: float = 1.0
