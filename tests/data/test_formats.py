@@ -299,7 +299,7 @@ def test_bad_rows_are_skipped_where_that_is_asked_for(write: Write) -> None:
         "a.jsonl",
         lines(good, {"instruction": "a", "output": 1}) + "\n{oops\n" + lines(good, {"x": NAN}),
     )
-    rows = read_conversations([path], "skip")
+    rows = read_conversations([path], on_bad_row="skip")
     assert [conversation.place.line for conversation in rows.conversations] == [1, 4]
     assert rows.refused == {"json": 1, "not_a_number": 1, "type": 1}
     note = "1 bad row skipped (json), the first: a.jsonl line 3, column 2: broken JSON: "

@@ -132,11 +132,23 @@ def test_what_texts_share_is_encoded_once() -> None:
 def test_words_that_were_met_are_not_encoded_again() -> None:
     made = Segments(MADE["byte-level"])
     sizes = counted(made)
-    made.ids(["<s>a bird and another bird and\n a third"])
-    # a, bird, and, another, and\n a, third
-    assert sizes == [6]
-    made.ids(["another bird and a third", "<s> bird"])
+    made.ids(["<s>a bird, and another bird and\n a third."])
+    # a, bird, the comma, and, another, and\n a, third, the full stop
+    assert sizes == [8]
+    made.ids(["another bird and a third,", "<s> bird"])
     assert sizes[1:] == [2], "another without, and a with a space in front"
+
+
+def test_words_that_come_again_are_kept_and_all_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("myna.data.segments._REMEMBERED", 200)
+    made = Segments(MADE["byte-level"])
+    sizes = counted(made)
+    for number in range(100):
+        made.ids([f"bird number{number}x and"])
+        assert sum(map(len, [*made._words, *made._older])) <= 2 * (200 + len("bird number99x and"))
+    assert sizes[0] == 3 and sizes[-1] == 1, "bird and and are never encoded again"
 
 
 def test_words_are_cut_where_that_is_known_to_be_right() -> None:

@@ -104,8 +104,10 @@ class Entry:
                     raise ValueError("a column is not what was written")
             columns = {name: _mapped(self.folder / name, arrays[name]["dtype"]) for name in NAMES}
             os.utime(self.folder)  # the least recently used goes first
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             shutil.rmtree(self.folder, ignore_errors=True)
+            return None
+        except OSError:  # it cannot be read by this process at this time
             return None
         return columns, noted
 

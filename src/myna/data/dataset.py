@@ -105,6 +105,8 @@ class Tally:
     """Rows with trained reasoning."""
     own_system: int = 0
     """Rows with a system message of their own."""
+    plain_texts: int = 0
+    """Rows of plain text, which no system text is put before."""
     unknown: int = 0
     """Answers with characters that the tokenizer lacks."""
 
@@ -173,6 +175,7 @@ def encode_conversations(
         conversations, encoder.encode_batch(conversations, ids), strict=True
     ):
         tally.own_system += [each.role for each in conversation.messages[:1]] == ["system"]
+        tally.plain_texts += conversation.text is not None
         tally.thinking += any(
             message.reasoning is not None and message.trained for message in conversation.messages
         )
@@ -294,6 +297,8 @@ def _notes(encoder: Encoder, examples: Examples, tally: Tally) -> Iterator[str]:
             f"{tally.own_system:,} rows have a system message of their own and keep it in place of "
             "`system`"
         )
+    if encoder.system and tally.plain_texts:
+        yield f"{tally.plain_texts:,} rows are plain text and get no `system`"
     pairs = mix(examples.prompt_hashes) ^ examples.completion_hashes
     if repeated := len(examples) - len(np.unique(pairs)):
         yield f"{repeated:,} of {len(examples):,} examples repeat another exactly, and are kept"

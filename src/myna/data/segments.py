@@ -31,9 +31,10 @@ _FREQUENT = 3
 """Times that a piece is met in a call, to be remembered, or one of a hundred texts if that is more.
 A prompt and the same with its answer are two."""
 
-_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
-"""Between a letter and a space with a letter behind it. None of the expressions below matches a
-space behind a letter, or looks back; so a match of theirs ends here, and the next begins."""
+_WORDS = re.compile(r"(?<=[!-~])(?= [A-Za-z])|(?<=[A-Za-z])(?=[,.;:?!])")
+"""Before a space that stands between a visible character and a letter, and between a letter and a
+sign that is no apostrophe. None of the expressions below matches across such a place, or looks
+back; so a match of theirs ends there, and the next begins."""
 
 _EXPRESSIONS = (
     # cl100k, Llama 3
@@ -69,6 +70,7 @@ class Segments:
         self._known: dict[tuple[bool, str], list[int]] = {}
         self._known_size = 0
         self._words: dict[str, list[int]] = {}
+        self._older: dict[str, list[int]] = {}
         self._words_size = 0
         self._num_texts = 0
         if self._borders is not None:
@@ -142,7 +144,11 @@ class Segments:
     def _by_words(self, pieces: Sequence[str]) -> list[list[int]]:
         """Ids of pieces whose words do not see one another."""
         cut = [_WORDS.split(piece) for piece in pieces]
-        strange = list(set(chain.from_iterable(cut)).difference(self._words))
+        unseen = set(chain.from_iterable(cut)).difference(self._words)
+        again = unseen & self._older.keys()
+        self._words.update((word, self._older[word]) for word in again)
+        self._words_size += sum(map(len, again))
+        strange = list(unseen - again)
         long: dict[str, list[int]] = {}
         for word, ids in zip(strange, self._engine(strange), strict=True):
             (self._words if len(word) <= _LONGEST_WORD else long)[word] = ids
@@ -150,7 +156,8 @@ class Segments:
         ids_of = (self._words | long).__getitem__ if long else self._words.__getitem__
         found = [list(chain.from_iterable(map(ids_of, words))) for words in cut]
         if self._words_size > _REMEMBERED:
-            self._words, self._words_size = {}, 0
+            # Those that come again are taken over from the older ones, the others go with them.
+            self._older, self._words, self._words_size = self._words, {}, 0
         return found
 
     def _engine(self, texts: list[str]) -> list[list[int]]:
