@@ -1,8 +1,14 @@
 """events.jsonl: what a reader gets after crashes and resumptions."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
+import pytest
+
+from myna.errors import StorageError
+from myna.training import events as events_module
 from myna.training.events import EventLog, read_events
 
 
@@ -36,3 +42,35 @@ def test_a_torn_line_is_ignored_and_does_not_swallow_the_next(tmp_path: Path) ->
     with EventLog(path) as log:
         log.emit("step", step=2)
     assert steps(path) == [("step", 1), ("step", 2)]
+
+
+def test_a_full_disk_delays_lines_and_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.jsonl"
+    whole = os.write
+    room = 10**9
+
+    def write(descriptor: int, content: bytes) -> int:
+        nonlocal room
+        if room <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = whole(descriptor, content[:room])
+        room -= written
+        return written
+
+    monkeypatch.setattr(events_module.os, "write", write)
+    with EventLog(path) as log:
+        log.emit("step", step=1)
+        room = 20  # a part of the next line
+        log.emit("step", step=2)
+        log.emit("step", step=3)
+        assert steps(path) == [("step", 1)]
+        room = 10**9
+        log.emit("step", step=4)
+        assert steps(path) == [("step", number) for number in (1, 2, 3, 4)]
+    with pytest.raises(StorageError, match="No space left on device"), EventLog(path) as log:
+        room = 0
+        log.emit("step", step=5)
+    with pytest.raises(StorageError, match="cannot be written"):
+        EventLog(tmp_path / "gone" / "events.jsonl")

@@ -250,7 +250,12 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     Version 5 writes a class name and a list of extra special tokens that version 4, on which
     serving engines still stand, refuses; both versions read the older words.
     """
-    tokenizer.save_pretrained(str(folder))
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # tokenizers has no class for what the system refuses
+        if "os error" in str(error):
+            raise OSError(str(error)) from error
+        raise
     path = folder / "tokenizer_config.json"
     settings = read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":

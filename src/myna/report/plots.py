@@ -3,6 +3,7 @@
 Owns one picture. Reads events only.
 """
 
+import io
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -10,12 +11,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from myna.run_dir import write_file
+
 INK = "#1f4e79"
 HELD_OUT = "#c0392b"
 
 
 def plot_loss(events: Iterable[dict[str, Any]], path: Path) -> None:
-    """Draw the loss curve into `path` (PNG); epochs are marked by thin vertical lines."""
+    """Draw the loss curve into `path` (PNG); epochs are marked by thin vertical lines.
+
+    Raises StorageError where it cannot be written.
+    """
     events = list(events)
     steps = [event for event in events if event["event"] == "step"]
     evaluations = [event for event in events if event["event"] == "eval"]
@@ -42,7 +48,9 @@ def plot_loss(events: Iterable[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("loss per trained token")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_file(path, picture.getvalue())
 
 
 def _trend(losses: list[float]) -> list[float]:

@@ -6,40 +6,69 @@ or end.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from myna.errors import StorageError
+
 Listener = Callable[[dict[str, Any]], None]
 
 
 class EventLog:
-    """Appends events to a file (None: none is written) and tells listeners of them."""
+    """Appends events to a file (None: none is written) and tells listeners of them.
+
+    Where the disk is full, lines wait until it is not: a run goes on without them. Raises
+    StorageError where the file cannot be opened, and at the end if lines are still waiting.
+    """
 
     def __init__(self, path: Path | None, *listeners: Listener) -> None:
-        self._file = None if path is None else open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        self._path = path
         self._listeners = listeners
-        if self._file is not None and path is not None and not _ends_with_newline(path):
-            self._file.write("\n")  # a line torn by a crash must not swallow the next one
+        self._waiting = b""
+        self._descriptor: int | None = None
+        if path is None:
+            return
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            if not _ends_with_newline(path):
+                self._waiting = b"\n"  # a line torn by a crash must not swallow the next one
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written: {error.strerror}.") from error
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Write one event; the line is handed to the system before this returns."""
+        """Write one event; the line is handed to the system before this returns, if it takes it."""
         entry = {"time": round(time.time(), 3), "event": event, **fields}
-        if self._file is not None:
-            self._file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
-            self._file.flush()
+        self._waiting += json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self._write()
         for listener in self._listeners:
             listener(entry)
+
+    def _write(self) -> OSError | None:
+        if self._descriptor is None:
+            self._waiting = b""
+            return None
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._descriptor, self._waiting) :]
+        except OSError as error:
+            return error
+        return None
 
     def __enter__(self) -> Self:
         """The log itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        error = self._write()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        if error is not None and kind is None:
+            raise StorageError(f"{self._path}: could not be written: {error.strerror}.") from error
 
 
 def _ends_with_newline(path: Path) -> bool:
