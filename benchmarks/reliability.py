@@ -111,7 +111,8 @@ def write_job(folder: Path) -> None:
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
     shared = (
         f"model: {folder / 'model'}\ndata: {folder / 'rows.jsonl'}\ndtype: float32\n"
-        "system: Answer like a bird.\nheld_out: 4\nlora: {rank: 4, dropout: 0.1}\n"
+        "template: chatml\nsystem: Answer like a bird.\nheld_out: 4\n"
+        "lora: {rank: 4, dropout: 0.1}\n"
     )
     train = "batch_size: 6, learning_rate: 1e-3, eval_steps: 3, keep_best: true"
     (folder / "job.yaml").write_text(
@@ -219,8 +220,9 @@ def ask_to_stop(bench: Bench, number: int) -> str:
         time.sleep(draw.uniform(0.02, 0.5 * bench.seconds))
         os.kill(pid, asked)
         code = finish(pid)
-        unasked = -asked if (output / "adapter").is_dir() else None  # after the loop, at the end
-        return code, "" if code in (75, 0, unasked) else f"{asked.name}: exit code {code}"
+        # Once the adapter is written, a signal is whatever it is to any program.
+        is_over = (output / "adapter").is_dir()
+        return code, "" if is_over or code in (75, 0) else f"{asked.name}: exit code {code}"
 
     return hurt(bench, f"signal {number}", "job.yaml", bench.wanted, injure)
 
