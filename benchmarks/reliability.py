@@ -1,6 +1,6 @@
 """What happens to runs when machines fail: the table of the README.
 
-    python benchmarks/reliability.py [--full] [--only kills …] [--workers 2]
+    python benchmarks/reliability.py [--full | --small] [--only kills …] [--workers 2]
 
 Owns the injuries and what counts as survived. The case is a run of `myna train` on a tiny model
 (`tiny_model.py`): packed, with dropout, an evaluation every three steps, a checkpoint every two and
@@ -21,8 +21,8 @@ and the SHA-256 of `adapter_model.safetensors` is compared with that of a run th
     hostile      adapter folders made to do harm (`hostile.py`)
     overhead     a checkpoint of 20 million adapter parameters, as of a 7B model
 
-The short form takes the numbers that CI has time for, `--full` five times as many. Results are kept
-in `results/reliability.json`.
+Unasked it takes a few minutes, `--full` five times as many trials; `--small`, for the tests, a
+twentieth of them and of the file operations. Results are kept in `results/reliability.json`.
 """
 
 import argparse
@@ -65,7 +65,7 @@ from tiny_model import save_tiny_model
 RESULTS = Path(__file__).parent / "results" / "reliability.json"
 NUMBERS = {
     "kills": 200,
-    "repeated": 20,
+    "repeated": 1,
     "signals": 100,
     "bit flips": 1000,
     "non-finite": 300,
@@ -73,7 +73,7 @@ NUMBERS = {
     "clock": 100,
 }
 """Trials of the short form; those that are not listed take every case there is."""
-FULL = 5
+FULL, SMALL = 5, 1 / 20
 MOST_ATTEMPTS = 60
 
 
@@ -580,18 +580,18 @@ def prepared(folder: Path) -> tuple[Bench, str]:
 
 
 def kinds(
-    bench: Bench, short: str, times: int, workers: int
+    bench: Bench, short: str, times: float, workers: int
 ) -> Iterator[tuple[str, Callable[[], Outcome]]]:
     """Every kind of trial by its name."""
-    number = {name: count * times for name, count in NUMBERS.items()}
-    points = range(1, bench.operations + 1)
+    number = {name: max(1, int(count * times)) for name, count in NUMBERS.items()}
+    points = range(1, bench.operations + 1, max(1, int(1 / times)))
 
     def run_many(trial: Callable[..., str], numbers: Sequence[int], *more: Any) -> Outcome:
         return many(functools.partial(_call, trial, bench, more), numbers, workers)
 
     yield "kills", lambda: run_many(kill, range(number["kills"]))
     yield "crash points", lambda: run_many(crash_point, points, short)
-    yield "repeated", lambda: run_many(kill_repeatedly, range(max(1, number["repeated"] // 20)))
+    yield "repeated", lambda: run_many(kill_repeatedly, range(number["repeated"]))
     yield "signals", lambda: run_many(ask_to_stop, range(number["signals"]))
     yield "disk full", lambda: run_many(full_disk, points, short)
     yield "bit flips", lambda: flip_bits(bench.folder, number["bit flips"])
@@ -609,11 +609,14 @@ def _call(trial: Callable[..., str], bench: Bench, more: tuple[Any, ...], number
 def main() -> None:
     """Run the trials, print the table, keep the results; exit 1 where one did not survive."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="five times as many trials")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="five times as many trials")
+    size.add_argument("--small", action="store_true", help="a twentieth of the trials")
     parser.add_argument("--only", nargs="+", metavar="KIND")
     parser.add_argument("--workers", type=int, default=2, help="trials side by side")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
+    times = FULL if given.full else SMALL if given.small else 1
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     started = time.monotonic()
@@ -621,7 +624,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="myna-reliability-") as folder:
         bench, short = prepared(Path(folder))
         print(f"an unhurt run takes {bench.seconds:.2f} s and {bench.operations} file operations")
-        for name, measure in kinds(bench, short, FULL if given.full else 1, given.workers):
+        for name, measure in kinds(bench, short, times, given.workers):
             if given.only and name not in given.only:
                 continue
             begun = time.monotonic()
