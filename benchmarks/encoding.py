@@ -2,6 +2,7 @@
 
     pip install -c constraints.txt '.[bench]'
     python benchmarks/encoding.py [--rows 1000000] [--rounds 3] [--small]
+    python benchmarks/encoding.py --many 10000000
 
 Seeded rows in the alpaca format, of 60 to 200 tokens with their system text, under ChatML and a
 byte-level BPE of 8,000 pieces that is trained on some of them. Each contender runs in a process of
@@ -19,7 +20,9 @@ the imports. Memory is the peak of the process and its children together, sample
 second: what belongs to each alone, and its share of what they have in common. Much of myna's is its
 store on disk, which the system takes back at need; so what is of no file stands beside it. Ids of
 myna are compared with `apply_chat_template` first. `results/encoding.json` keeps medians with
-versions, hardware and command; `--small` takes 20,000 rows once and writes nothing.
+versions, hardware and command; `--small` takes 20,000 rows once and writes nothing. `--many`
+compares the memory of a tenth of so many short rows with that of all, from the file to the packs of
+an epoch's first steps (`results/encoding_memory.json`); it needs no quiet machine.
 """
 
 import argparse
@@ -39,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "encoding.json"
+MEMORY_RESULTS = RESULTS.with_name("encoding_memory.json")
 SYSTEM = "You are a helpful assistant that answers in full sentences."
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
@@ -62,7 +66,7 @@ def words(draw: random.Random) -> list[str]:
     return sorted((word.strip() for word in found), key=len)[:WORDS]
 
 
-def write_rows(path: Path, number: int, seed: int = 0) -> None:
+def write_rows(path: Path, number: int, seed: int = 0, *, short: bool = False) -> None:
     """Alpaca rows; words are as frequent as in a natural language (Zipf)."""
     draw = random.Random(seed)
     vocabulary = words(draw)
@@ -80,8 +84,11 @@ def write_rows(path: Path, number: int, seed: int = 0) -> None:
 
     with open(path, "w", encoding="utf-8") as file:
         for _ in range(number):
-            row = {"instruction": text(6, 30), "input": "", "output": text(10, 90)}
-            if draw.random() < 0.3:
+            if short:
+                row = {"instruction": text(2, 6), "input": "", "output": text(2, 8)}
+            else:
+                row = {"instruction": text(6, 30), "input": "", "output": text(10, 90)}
+            if not short and draw.random() < 0.3:
                 row["input"] = text(5, 25)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -135,6 +142,29 @@ def run_myna(folder: Path) -> dict[str, Any]:
         "rows": len(dataset.examples),
         "tokens": accounting.tokens,
         "trained_tokens": accounting.trained_tokens,
+    }
+
+
+def run_myna_epoch(folder: Path) -> dict[str, Any]:
+    """Rows, held-out split, the order of an epoch, and the packs of its first steps."""
+    from myna.cli.preparation import prepare_rows
+    from myna.config import Config
+    from myna.data.held_out import split_held_out
+    from myna.data.loader import Draws, rows_of_steps
+    from myna.data.packing import pack_step
+
+    config = Config(model=str(folder / "model"), data=[str(folder / "rows.jsonl")], system=SYSTEM)
+    started = time.perf_counter()
+    dataset = prepare_rows(config, trust_remote_code=False).dataset
+    seconds = time.perf_counter() - started
+    trained, held_out = split_held_out(dataset.examples, 1000, 42)
+    steps = rows_of_steps(Draws.of(trained), 16, seed=42, first_step=1, last_step=200)
+    packs = [pack for _, _, rows in steps for pack in pack_step(trained, rows, token_budget=None)]
+    return {
+        "seconds": seconds,
+        "rows": len(trained) + len(held_out),
+        "tokens": dataset.accounting.tokens,
+        "packs": len(packs),
     }
 
 
@@ -210,6 +240,8 @@ CONTENDERS = {
     "tutorial x2": lambda folder: run_tutorial(folder, 2),
     "trl": run_trl,
 }
+HIDDEN = {"myna epoch": run_myna_epoch}
+"""Not part of the comparison."""
 
 
 def measured(name: str, folder: Path) -> dict[str, Any]:
@@ -347,6 +379,18 @@ def compare(rows: int, rounds: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def compare_memory(rows: int, folder: Path) -> dict[str, Any]:
+    """Peaks of memory for `rows` short rows and for a tenth of them."""
+    found = {}
+    for number in (rows // 10, rows):
+        write_rows(folder / "rows.jsonl", number, short=True)
+        if not (folder / "model").exists():
+            make_model(folder / "model", folder / "rows.jsonl")
+        found[f"{number:,} rows"] = measured("myna epoch", folder)
+        print(f"{number:,} rows: {found[f'{number:,} rows']}", file=sys.stderr, flush=True)
+    return {"memory": found}
+
+
 def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in runs[0].items():
@@ -368,18 +412,22 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="20,000 rows once, nothing written")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--many", type=int, help="compare the memory of so many rows and a tenth")
+    parser.add_argument("--contender", choices=[*CONTENDERS, *HIDDEN], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="for the rows and caches; else a temporary one")
     options = parser.parse_args()
     if options.contender:
-        print(json.dumps(CONTENDERS[options.contender](options.folder)))
+        print(json.dumps({**CONTENDERS, **HIDDEN}[options.contender](options.folder)))
         return
 
     from myna.device import memory_total, processor
 
     rows, rounds = (20_000, 1) if options.small else (options.rows, options.rounds)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        compared = compare(rows, rounds, Path(folder))
+        if options.many:
+            compared = compare_memory(options.many, Path(folder))
+        else:
+            compared = compare(rows, rounds, Path(folder))
     names = ("torch", "transformers", "tokenizers", "datasets", "trl", "numpy", "pandas")
     results = {
         "command": " ".join(["python benchmarks/encoding.py", *sys.argv[1:]]),
@@ -396,8 +444,9 @@ def main() -> None:
     }
     text = json.dumps(results, indent=1, ensure_ascii=False)
     if not options.small:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(text + "\n", encoding="utf-8")
+        target = MEMORY_RESULTS if options.many else RESULTS
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
