@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 PACKAGE = str(Path(__file__).parents[1] / "src" / "myna")
+OWN_PROCESSES = f"{PACKAGE}/data/workers.py"
 _SEEN: list[str] = []
 _OWN_MACHINE = ("127.", "::1", "localhost", "0.0.0.0")
 
@@ -22,7 +23,7 @@ def _is_ours() -> str | None:
     frame: Any = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
-        if "multiprocessing" in name or "concurrent" in name:
+        if "multiprocessing" in name or "concurrent" in name or name == OWN_PROCESSES:
             return None  # what processes of one program tell each other
         if name.startswith(PACKAGE):
             return f"{name}:{frame.f_lineno}"

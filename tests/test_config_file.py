@@ -152,6 +152,7 @@ def test_every_setting_has_its_help() -> None:
         "train.save_steps",
         "train.keep_checkpoints",
         "train.save_on_each_node",
+        "notify",
     }
 
 

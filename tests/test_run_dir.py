@@ -54,7 +54,7 @@ def test_write_file_into_a_missing_folder_names_the_path(tmp_path: Path) -> None
 def test_an_unwritable_place_is_an_error_with_a_mend(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(StorageError, match="Choose another place with --output"),
+        pytest.raises(ConfigError, match="Choose another place with --output"),
         RunDir(tmp_path / "file" / "run").locked(),
     ):
         pass
