@@ -14,6 +14,7 @@ from myna.run_dir import RunDir
 CHANGED: dict[str, Any] = {
     "model": "other",
     "data": "other.jsonl",
+    "columns": {"prompt": "frage"},
     "system": "Another voice.",
     "template": "other.jinja",
     "held_out": 0.25,
@@ -41,6 +42,8 @@ CHANGED: dict[str, Any] = {
     "train.max_length": 99,
     "train.over_length": "drop",
     "train.control_tokens": "allow",
+    "train.train_on": "last",
+    "train.on_bad_row": "skip",
     "train.checkpointing": "all",
     "train.compile": True,
     "train.on_nonfinite": "skip",
