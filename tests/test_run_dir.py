@@ -60,6 +60,14 @@ def test_an_unwritable_place_is_an_error_with_a_mend(tmp_path: Path) -> None:
         pass
 
 
+def test_what_a_killed_trial_of_the_place_left_is_no_obstacle(tmp_path: Path) -> None:
+    for name in (".probe.tmp-0", ".probe.tmp-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("probe")
+    with RunDir(tmp_path).locked():
+        assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+
+
 def test_next_free_counts_on(tmp_path: Path) -> None:
     path = tmp_path / "job"
     assert next_free(path) == path

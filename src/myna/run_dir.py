@@ -99,12 +99,12 @@ class RunDir:
 
     def _try_out(self) -> None:
         """Make, flush, rename and remove a file and a folder, as checkpoints will be."""
-        probe = self.path / ".probe.tmp-0"
+        probe, renamed = self.path / ".probe.tmp-0", self.path / ".probe.tmp-1"
         try:
-            shutil.rmtree(probe, ignore_errors=True)
+            for left in (probe, renamed):  # by a process that was killed here
+                shutil.rmtree(left, ignore_errors=True)
             probe.mkdir()
             write_file(probe / "file", b"probe")
-            renamed = probe.with_name(".probe.tmp-1")
             os.rename(probe, renamed)
             sync_folder(self.path)
             shutil.rmtree(renamed)
