@@ -77,8 +77,11 @@ class RunDir:
         try:
             self._take(descriptor)
             self._try_out()
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            try:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            except OSError as error:
+                raise ConfigError(_unusable(self.path, error)) from None
             yield
         finally:
             os.close(descriptor)
