@@ -184,9 +184,10 @@ def test_a_run_killed_in_mid_step_resumes_by_the_same_command_to_the_same_bytes(
     assert steps == list(range(1, 13))
 
 
-def test_a_signal_stops_at_the_step_boundary_with_exit_code_75(job: Path) -> None:
+def begun(job: Path, *overrides: str, steps: int) -> tuple["subprocess.Popen[str]", Path]:
+    """The command in a process of its own that has done so many steps, and its events."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "myna.cli.main", "train", "job.yaml", "train.epochs=500"],
+        [sys.executable, "-m", "myna.cli.main", "train", "job.yaml", *overrides],
         cwd=job.parent,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -195,9 +196,14 @@ def test_a_signal_stops_at_the_step_boundary_with_exit_code_75(job: Path) -> Non
     )
     events = job.parent / "runs" / "job" / "events.jsonl"
     deadline = time.monotonic() + 60
-    while not events.exists() or events.read_text().count('"event": "step"') < 2:
+    while not events.exists() or events.read_text().count('"event": "step"') < steps:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
+    return process, events
+
+
+def test_a_signal_stops_at_the_step_boundary_with_exit_code_75(job: Path) -> None:
+    process, events = begun(job, "train.epochs=500", steps=2)
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 75
@@ -461,19 +467,7 @@ def test_a_finished_run_says_so_without_touching_anything_or_loading_torch(job: 
 
 def test_two_signals_end_it_at_once_and_it_resumes_to_the_same_bytes(job: Path) -> None:
     whole, _ = train(job, "output=whole", "train.epochs=20")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "myna.cli.main", "train", "job.yaml", "train.epochs=20"],
-        cwd=job.parent,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    events = job.parent / "runs" / "job" / "events.jsonl"
-    deadline = time.monotonic() + 60
-    while not events.exists() or events.read_text().count('"event": "step"') < 4:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
+    process, _ = begun(job, "train.epochs=20", steps=4)
     for number in (signal.SIGTERM, signal.SIGTERM):
         process.send_signal(number)
         time.sleep(0.001)

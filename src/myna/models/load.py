@@ -47,8 +47,6 @@ class LoadedModel:
 
     model: PreTrainedModel
     notes: tuple[str, ...]
-    fingerprint: str
-    """Which weights these are; see `fingerprint.py`."""
 
 
 @contextlib.contextmanager
@@ -174,24 +172,20 @@ def load_model(
     _check_complete(folder, loaded, info=result[1])
     loaded.config.name_or_path = loaded.name_or_path = _recorded_name(model)
     loaded.eval()
-    return LoadedModel(loaded, tuple(notes), fingerprint_weights(_weight_files(weights)))
+    return LoadedModel(loaded, tuple(notes))
 
 
 def fingerprint_of(
     model: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> str:
-    """What `load_model` would give as the fingerprint of this local folder or hub id.
+    """Which weights a local folder or hub id has, without loading them; see `fingerprint.py`.
 
     Raises ConfigError where its weights are missing or incomplete.
     """
     _, weights = _find_weights(model, revision, trust_remote_code)
-    return fingerprint_weights(_weight_files(weights))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = read_json(folder / _INDEX[_SAFETENSORS])
+    index = read_json(weights / _INDEX[_SAFETENSORS])
     names = set(index.get("weight_map", {}).values()) or {_SAFETENSORS[0]}
-    return [folder / name for name in sorted(names)]
+    return fingerprint_weights(weights / name for name in names)
 
 
 def _attention(config: PreTrainedConfig) -> str:
