@@ -1,6 +1,7 @@
 """A tiny chat model on disk, for measurements and tests of everything around the arithmetic."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -12,10 +13,10 @@ CHATML = (
 )
 
 
-def save_tiny_model(folder: Path) -> Path:
-    """A Llama of two layers with a byte-level tokenizer and a ChatML template."""
+def byte_level_tokenizer(*more_stops: str, **options: Any) -> PreTrainedTokenizerFast:
+    """One token a byte, ChatML's control tokens and `more_stops` before them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    specials = ["<pad>", "<|im_start|>", "<|im_end|>"]
+    specials = ["<pad>", "<|im_start|>", "<|im_end|>", *more_stops]
     vocabulary = {token: number for number, token in enumerate([*specials, *alphabet])}
     backend = Tokenizer(models.BPE(vocabulary, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -24,9 +25,16 @@ def save_tiny_model(folder: Path) -> Path:
         tokenizer_object=backend,
         pad_token="<pad>",
         eos_token="<|im_end|>",
-        extra_special_tokens=["<|im_start|>"],
+        extra_special_tokens=["<|im_start|>", *more_stops],
+        **options,
     )
     tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def save_tiny_model(folder: Path) -> Path:
+    """A Llama of two layers with a byte-level tokenizer and a ChatML template."""
+    tokenizer = byte_level_tokenizer()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(3)
     config = LlamaConfig(

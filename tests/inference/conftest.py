@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import tiny_model
 from myna.data.templates import choose_template
 from myna.inference.speaker import Speaker, open_speaker
 from myna.lora.adapter_file import AdapterMetadata, save_adapter
@@ -18,32 +18,15 @@ from myna.models.load import load_model
 from myna.models.tokenizer import load_tokenizer, save_tokenizer
 
 HUB_LIKE = Path(__file__).parents[1] / "golden" / "hub_like"
-SPECIALS = ["<pad>", "<|im_start|>", "<|im_end|>", "<|stop|>"]
 SPARE_ROWS = 8
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 MakeRun = Callable[..., Path]
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*SPECIALS, *alphabet])}
-    backend = Tokenizer(models.BPE(vocabulary, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        eos_token="<|im_end|>",
-        extra_special_tokens=["<|im_start|>", "<|stop|>"],
-        # On in some published tokenizers: it would change the text that was answered.
-        clean_up_tokenization_spaces=True,
-    )
-    tokenizer.chat_template = CHATML
-    return tokenizer
+    """With a second stop token."""
+    # Cleaning is on in some published tokenizers: it would change the text that was answered.
+    return tiny_model.byte_level_tokenizer("<|stop|>", clean_up_tokenization_spaces=True)
 
 
 def save_byte_level_model(folder: Path, **generation: Any) -> Path:
