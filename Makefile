@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Two processes with one thread each: more threads a process only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: demo test test-full lint format audit
 
@@ -9,10 +11,10 @@ demo: $(INSTALLED)  ## fine-tune the embedded model, show answers before and aft
 	$(BIN)/myna demo
 
 test: $(INSTALLED) lint  ## lint, types, tests
-	$(BIN)/python -m pytest -q -m "not full"
+	$(PYTEST) -m "not full"
 
 test-full: $(INSTALLED) lint  ## the long forms too
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

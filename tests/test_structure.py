@@ -1,9 +1,9 @@
 """The shape of the code: direction of imports, what each module says of itself, what it loads."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -75,12 +75,9 @@ def test_help_and_import_load_no_torch_and_take_under_half_a_second() -> None:
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'matplotlib'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
-    fastest = float("inf")
-    for _ in range(3):  # the fastest of three: the machine may be busy
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        fastest = min(fastest, time.perf_counter() - started)
-        assert done.stdout.strip() == "[]"
-    assert fastest < 0.5
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.strip() == "[]"
+    # Processor time: what the clock says depends on who else is at work.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
