@@ -41,16 +41,19 @@ class _Sizes:
     """How the work is cut, by device. Scores of a product take heads * area * 4 bytes."""
 
     area: int
-    """Queries times keys of one product, about."""
+    """Queries times keys of one bucket, about."""
+    tile: int
+    """Queries, and keys, of one product at most."""
     long_segment: int
-    """Longer segments are multiplied one by one, in chunks of queries, which spares the half of
-    the square that causality hides."""
+    """Longer segments are multiplied one by one, in tiles, which spares the half of the square that
+    causality hides."""
 
 
-# With 16 heads 2 MB of scores, about the second-level cache of a core; 8 MB were no faster.
-_SIZES = {"cpu": _Sizes(area=1 << 15, long_segment=256)}
+# With 16 heads 2 MB of scores, about the second-level cache of a core; 8 MB were no faster, and the
+# backward pass of 16 MB took twice as long.
+_SIZES = {"cpu": _Sizes(area=1 << 15, tile=256, long_segment=256)}
 # Unmeasured: a GPU wants few and large products.
-_SIZES_ELSEWHERE = _Sizes(area=1 << 22, long_segment=1024)
+_SIZES_ELSEWHERE = _Sizes(area=1 << 22, tile=2048, long_segment=1024)
 
 _Ints = NDArray[np.int64]
 
@@ -786,14 +789,11 @@ class _Planner:
 
     def _own_products(self) -> Iterator[_Product]:
         """Long segments with themselves."""
+        tile = self.sizes.tile
         for segment in np.flatnonzero(self.is_long).tolist():
             tokens = self._tokens(segment)
-            start = 0
-            while start < len(tokens):
-                # As many queries as the area allows if all keys up to the last are seen.
-                step = int(np.clip(self.sizes.area // (start + 128), 64, 256))
-                yield from self._product(tokens[start : start + step], tokens[: start + step])
-                start += step
+            for first in range(0, len(tokens), tile):
+                yield from self._tiles(tokens[first:], tokens[first : first + tile])
 
     def _prefix_products(self) -> Iterator[_Product]:
         """Segments with those descendants that do not gather them."""
@@ -807,11 +807,15 @@ class _Planner:
         for segment, found in sorted(descendants.items()):
             keys = self._tokens(segment)
             queries = np.concatenate(found)
-            if self.window is not None:
-                queries = queries[self.depth[queries] - self.window < self.depth[keys[-1]]]
-            step = max(64, self.sizes.area // len(keys))
-            for start in range(0, len(queries), step):
-                yield from self._product(queries[start : start + step], keys)
+            for first in range(0, len(keys), self.sizes.tile):
+                yield from self._tiles(queries, keys[first : first + self.sizes.tile])
+
+    def _tiles(self, queries: _Ints, keys: _Ints) -> Iterator[_Product]:
+        """The products of many queries with a tile of keys."""
+        if self.window is not None:
+            queries = queries[self.depth[queries] - self.window < self.depth[keys[-1]]]
+        for start in range(0, len(queries), self.sizes.tile):
+            yield from self._product(queries[start : start + self.sizes.tile], keys)
 
     def _product(self, queries: _Ints, keys: _Ints) -> Iterator[_Product]:
         """The product of these, less keys at the start that none of the queries sees."""
