@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from myna.errors import ConfigError
-from myna.evaluation.harness import HarnessModel, run_tasks
+from myna.evaluation.harness import HarnessModel, find_tasks, run_tasks
 from myna.inference.generate import Sampling
 from myna.inference.speaker import Speaker
 
@@ -123,7 +123,8 @@ def test_a_task_of_ones_own_for_base_and_adapter(
     speaker: Speaker, textbook: Textbook, folder: Path
 ) -> None:
     said: list[str] = []
-    found = run_tasks(speaker, ["which"], folder=folder, batch_size=4, limit=None, say=said.append)
+    known = find_tasks(["which"], folder)
+    found = run_tasks(speaker, ["which"], known, batch_size=4, limit=None, say=said.append)
 
     def accuracy() -> float:
         right = 0
@@ -143,13 +144,13 @@ def test_a_task_of_ones_own_for_base_and_adapter(
 
 
 def test_tasks_and_folders_that_are_not_there(
-    speaker: Speaker, folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from myna.evaluation import harness
 
     def refusal(task: str, place: Path) -> str:
         with pytest.raises(ConfigError) as refused:
-            run_tasks(speaker, [task], folder=place, batch_size=1, limit=None)
+            find_tasks([task], place)
         return str(refused.value)
 
     assert refusal("which", folder / "no") == (
@@ -164,3 +165,12 @@ def test_tasks_and_folders_that_are_not_there(
         f'--tasks: lm-eval has no task "whcih", nor has {folder}. Did you mean "which"?\n'
         "  `lm-eval ls tasks` lists them; --tasks-folder DIR adds files of your own."
     )
+
+
+def test_data_of_a_task_that_is_not_there(speaker: Speaker, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "which.jsonl").unlink()
+    known = find_tasks(["which"], folder)
+    with pytest.raises(ConfigError) as refused:
+        run_tasks(speaker, ["which"], known, batch_size=1, limit=None)
+    assert str(refused.value).startswith("--tasks: the data of which cannot be had: ")
+    assert "which.jsonl" in str(refused.value)

@@ -117,15 +117,12 @@ def run(path: Path, options: Options = Options(), *, console: Console = terminal
             f"{path} held no rows out (held_out is 0), so there are none that it was not trained "
             "on.\n  Name rows with --data FILE, or train with held_out: 0.05."
         )
-    if options.tasks and importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError(
-            "--tasks needs lm-eval, which is not installed.\n  pip install 'myna[lm-eval]'"
-        )
     metrics = _metrics(options, config, is_demo)
+    tasks = _find_tasks(options)
     if options.trust_remote_code:
         warn_of_remote_code(config.model, error_console)
     if not is_demo:
-        return _run(directory, config, options, metrics, console)
+        return _run(directory, config, options, metrics, tasks, console)
     as_in_demo = replace(
         options,
         data=str(demo.HELD_OUT),
@@ -133,7 +130,7 @@ def run(path: Path, options: Options = Options(), *, console: Console = terminal
         batch_size=options.batch_size or demo.BATCH_SIZE,
     )
     with demo.one_thread():
-        return _run(directory, config, as_in_demo, metrics, console)
+        return _run(directory, config, as_in_demo, metrics, tasks, console)
 
 
 def _run(
@@ -141,6 +138,7 @@ def _run(
     config: Config,
     options: Options,
     metrics: list[Metric],
+    tasks: Any,
     console: Console,
 ) -> Evaluation:
     chosen = _choose(directory, config, options, metrics)
@@ -174,7 +172,7 @@ def _run(
     found = replace(
         found,
         forgetting=probe(speaker.model, text, neutral, pad_id=speaker.pad_id),
-        tasks=_tasks(speaker, options, console),
+        tasks=_run_tasks(speaker, tasks, options, console),
     )
     content = json.dumps(found.to_json(), ensure_ascii=False, indent=1, allow_nan=False)
     write_file(directory.evaluation, content + "\n")
@@ -229,26 +227,32 @@ def _choose(
         else:
             prepared = prepare_rows(config, trust_remote_code=trust_remote_code)
             rows, others = _rows_of(prepared.dataset.examples[: options.limit], config, prepared)
-    notes = []
+    notes: list[str] = []
     if not options.metrics:
-        notes += [
-            f"not judged by {text}: --metric runs files, the settings of a run do not"
-            for text in config.train.metrics
-            if names_function(text)
-        ]
-        # Those that nobody asked for now are left out where they have nothing to judge.
-        asked = [row for row in rows if row.prompt_ids]
-        has_all = bool(asked) and all(row.reference is not None for row in asked)
-        able = [each for each in metrics if asked and (has_all or not each.needs_reference)]
-        notes += [
-            f"not judged by {each.name}: the rows have no answers"
-            for each in metrics
-            if each not in able
-        ]
-        metrics = able
-        if has_all and not config.train.metrics and not _has_sacrebleu():
-            notes.append("not judged by chrf: pip install 'myna[eval]'")
+        metrics, notes = _able(metrics, rows, config)
     return _Chosen(name, rows, metrics, others, tuple(notes))
+
+
+def _able(
+    metrics: list[Metric], rows: list[JudgedRow], config: Config
+) -> tuple[list[Metric], list[str]]:
+    """Of metrics that nobody asked for now, those that have something to judge; and the others."""
+    asked = [row for row in rows if row.prompt_ids]
+    has_all = bool(asked) and all(row.reference is not None for row in asked)
+    able = [each for each in metrics if asked and (has_all or not each.needs_reference)]
+    notes = [
+        f"not judged by {text}: --metric runs files, the settings of a run do not"
+        for text in config.train.metrics
+        if names_function(text)
+    ]
+    notes += [
+        f"not judged by {each.name}: the rows have no answers"
+        for each in metrics
+        if each not in able
+    ]
+    if has_all and not config.train.metrics and not _has_sacrebleu():
+        notes.append("not judged by chrf: pip install 'myna[eval]'")
+    return able, notes
 
 
 def _rows_of(
@@ -304,7 +308,22 @@ def _open(directory: RunDir, options: Options) -> tuple[Speaker, list[str]]:
     return speaker, notes
 
 
-def _tasks(speaker: Speaker, options: Options, console: Console) -> dict[str, dict[str, Sides]]:
+def _find_tasks(options: Options) -> Any:
+    """lm-eval's list of tasks, in which those that were asked for are; None where none were."""
+    if not options.tasks:
+        return None
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(
+            "--tasks needs lm-eval, which is not installed.\n  pip install 'myna[lm-eval]'"
+        )
+    from myna.evaluation.harness import find_tasks
+
+    return find_tasks(options.tasks, options.tasks_folder)
+
+
+def _run_tasks(
+    speaker: Speaker, tasks: Any, options: Options, console: Console
+) -> dict[str, dict[str, Sides]]:
     if not options.tasks:
         return {}
     from myna.evaluation.harness import run_tasks
@@ -312,7 +331,7 @@ def _tasks(speaker: Speaker, options: Options, console: Console) -> dict[str, di
     return run_tasks(
         speaker,
         options.tasks,
-        folder=options.tasks_folder,
+        tasks,
         batch_size=options.batch_size or BATCH_SIZE,
         limit=options.limit,
         say=lambda text: console.print(text, markup=False, soft_wrap=True),

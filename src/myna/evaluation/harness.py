@@ -177,17 +177,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 def run_tasks(
     speaker: Speaker,
     tasks: Sequence[str],
+    known: Any,
     *,
-    folder: Path | None,
     batch_size: int,
     limit: int | None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, Sides]]:
-    """Metrics of each task for base and adapter; `folder` holds task files of one's own.
+    """Metrics of each task for base and adapter; `known` is from `find_tasks`.
 
-    Raises ConfigError for a task that is unknown.
+    Raises ConfigError where the data of a task cannot be had.
     """
-    manager = _manager(tasks, folder)
     found: dict[str, dict[str, Sides]] = defaultdict(lambda: defaultdict(dict))
     model = HarnessModel(speaker, batch_size=batch_size)
     for side in SIDES:
@@ -196,7 +195,7 @@ def run_tasks(
             # Not simple_evaluate: that collects facts of the machine through a shell.
             results = evaluate(
                 model,
-                manager.load(list(tasks)),
+                _load(known, tasks),
                 limit=limit,
                 bootstrap_iters=0,
                 log_samples=False,
@@ -212,12 +211,15 @@ def run_tasks(
     return {task: dict(values) for task, values in found.items()}
 
 
-def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
-    """What knows the tasks: of `folder` alone if that is enough, for lm-eval has thousands."""
+def find_tasks(tasks: Sequence[str], folder: Path | None) -> Any:
+    """lm-eval's manager of tasks; `folder` holds task files of one's own.
+
+    Raises ConfigError for a task that is unknown, before a model is loaded.
+    """
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"--tasks-folder {folder}: there is no such folder.")
     manager = None
-    if folder is not None:
+    if folder is not None:  # alone, if that is enough: lm-eval's own are thousands of files
         manager = TaskManager(include_path=str(folder), include_defaults=False)
     if manager is None or not set(tasks) <= set(manager.all_tasks):
         manager = TaskManager(include_path=None if folder is None else str(folder))
@@ -232,6 +234,17 @@ def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
                 + "\n  `lm-eval ls tasks` lists them; --tasks-folder DIR adds files of your own."
             )
     return manager
+
+
+def _load(known: Any, tasks: Sequence[str]) -> Any:
+    try:
+        return known.load(list(tasks))
+    except (OSError, ValueError) as error:
+        said = (str(error) or repr(error)).splitlines()[0]
+        raise ConfigError(
+            f"--tasks: the data of {', '.join(tasks)} cannot be had: {said}\n"
+            "  lm-eval fetches it from the hub, or reads the files that the task names."
+        ) from error
 
 
 def _cut(text: str, until: str | Sequence[str] | None) -> str:
