@@ -197,6 +197,11 @@ def test_unknown_keys_name_file_line_and_nearest_key(tmp_path: Path) -> None:
         ("train.schedule=linaer", "expected to be 'linear', 'cosine' or 'constant'."),
         ("held_out=1.5", "held_out is 1.5; expected a share below 1 or a whole number of rows"),
         ("keep_best=true", "train.keep_best needs held-out rows and held_out is 0; set held_out"),
+        ("metrics=json", "train.metrics needs held-out rows and held_out is 0; set held_out"),
+        (
+            "best_by=chrf",
+            "train.best_by is 'chrf'; expected loss or one of train.metrics (none is set)",
+        ),
         ("gradient_accumulation_steps=2", "batch_size is the number of rows per optimizer step."),
         ("per_device_train_batch_size=x", "is 'x'; expected a whole number from 1."),
         ("gradient_checkpointing=3", "gradient_checkpointing is 3; expected true or false."),
@@ -210,6 +215,19 @@ def test_unknown_keys_name_file_line_and_nearest_key(tmp_path: Path) -> None:
 )
 def test_impossible_values(job: Path, override: str, text: str) -> None:
     assert text in error(job, override)
+
+
+def test_files_of_metrics_are_beside_the_yaml(tmp_path: Path) -> None:
+    (tmp_path / "judge.py").write_text("")
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "model: m\ndata: d.jsonl\nheld_out: 0.1\n"
+        "train: {metrics: [json, judge.py:score, 'regex:a.py:b'], best_by: judge.py:score}\n"
+    )
+    train = load_config(path).config.train
+    judge = f"{tmp_path / 'judge.py'}:score"
+    assert train.metrics == ["json", judge, "regex:a.py:b"] and train.best_by == judge
+    assert load_config(path, ["metrics=json", "best_by=json"]).config.train.metrics == ["json"]
 
 
 def test_faults_of_the_file_itself(tmp_path: Path) -> None:

@@ -200,9 +200,16 @@ class TrainConfig(Part):
     eval_steps: int | None = Field(None, ge=1)
     """Evaluate on the held-out rows every so many steps. Not set: at the end of each epoch."""
     early_stopping_patience: int | None = Field(None, ge=1)
-    """Stop after so many evaluations without a better held-out loss. Needs `held_out`."""
+    """Stop after so many evaluations without a better one, by `best_by`. Needs `held_out`."""
     keep_best: bool = False
-    """The result is the adapter of the best held-out loss, not the last one. Needs `held_out`."""
+    """The result is the adapter of the best evaluation by `best_by`, not the last one. Needs
+    `held_out`."""
+    metrics: Annotated[list[str], BeforeValidator(_as_list)] = []
+    """What generated answers to the held-out rows are judged by at every evaluation: exact_match,
+    contains, json, bleu, chrf, rouge, regex:PATTERN or FILE.py:FUNCTION. Needs `held_out`."""
+    best_by: str = "loss"
+    """What the best evaluation is chosen by: the held-out loss, or one of `metrics`, of which more
+    is better; the lower loss decides between equals."""
     logging_steps: Annotated[int, Field(ge=1, json_schema_extra=FREE)] = 10
     """Print a line every so many steps (events.jsonl has every step)."""
     save_steps: Annotated[int, Field(ge=1, json_schema_extra=FREE)] = 100
@@ -277,13 +284,18 @@ class Config(Part):
     def _check_parts_together(self) -> "Config":
         wants_held_out = [
             name
-            for name in ("early_stopping_patience", "keep_best", "eval_steps")
+            for name in ("early_stopping_patience", "keep_best", "eval_steps", "metrics")
             if getattr(self.train, name)
         ]
         if wants_held_out and self.held_out == 0:
             raise ValueError(
                 f"train.{wants_held_out[0]} needs held-out rows and held_out is 0; "
                 "set held_out, for example held_out: 0.05"
+            )
+        if self.train.best_by not in ("loss", *self.train.metrics):
+            raise ValueError(
+                f"train.best_by is {self.train.best_by!r}; expected loss or one of train.metrics "
+                f"({', '.join(self.train.metrics) or 'none is set'})"
             )
         if self.held_out >= 1 and not self.held_out.is_integer():
             raise ValueError(

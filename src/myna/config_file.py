@@ -537,6 +537,11 @@ def _with_resolved_paths(config: Config, path: Path | None) -> Config:
         found = resolve_path(text, *beside)
         return str(found) if found is not None else text
 
+    def metric(text: str) -> str:
+        file, separator, function = text.rpartition(":")
+        is_file = file.endswith(".py") and not text.startswith("regex:")
+        return absolute(file) + separator + function if is_file else text
+
     start_from, template = config.lora.start_from, config.template
     return config.model_copy(
         update={
@@ -545,6 +550,12 @@ def _with_resolved_paths(config: Config, path: Path | None) -> Config:
             "template": absolute(template) if template and _is_path(template) else template,
             "lora": config.lora.model_copy(
                 update={"start_from": None if start_from is None else absolute(start_from)}
+            ),
+            "train": config.train.model_copy(
+                update={
+                    "metrics": [metric(text) for text in config.train.metrics],
+                    "best_by": metric(config.train.best_by),
+                }
             ),
         }
     )

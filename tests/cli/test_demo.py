@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from myna.cli import demo
+from myna.cli.eval import run as evaluate
 from myna.cli.train import run as train
 from myna.data.conversation import Message
 from myna.demo.score import base_folder, load_held_out, sample_rows, summarize
@@ -20,12 +21,21 @@ def test_the_voice_is_learned_and_carries_over_to_held_out_questions(tmp_path: P
     said = io.StringIO()
     rows = load_held_out()
     learned = demo.run(tmp_path / "demo", console=Console(file=said, width=140))
-    before = summarize(demo.score(rows, demo.answer_rows(str(base_folder()), rows)))
+    judged = evaluate(tmp_path / "demo", console=Console(quiet=True))
+    # The same questions, answers and judgement as those that were just shown.
+    assert judged.metrics["voice_and_right"]["adapter"] == pytest.approx(learned.both)
+    assert judged.metrics["right"]["adapter"] == pytest.approx(learned.content)
+    assert judged.metrics["voice"]["adapter"] == pytest.approx(learned.voice)
     # Measured above 90 %; the gate leaves room for the noise of seeds and machines.
     assert learned.both > 0.85
-    assert before.both < 0.05
-    assert before.content > 0.90  # the base knows the facts: what is gained is the voice
+    assert judged.metrics["voice_and_right"]["base"] < 0.05
+    assert (
+        judged.metrics["right"]["base"] > 0.90
+    )  # the base knows the facts: what is gained is the voice
+    assert judged.loss is not None and judged.loss["adapter"] < 0.1 * judged.loss["base"]
     shown = said.getvalue()
+    for name in ("both", "content", "voice"):  # the very digits
+        assert f"{100 * getattr(learned, name):.1f} %" in shown
     assert f"share of {len(rows)} held-out answers" in shown and "before" in shown
     assert sample_rows(rows)[0].question[:20] in shown
 

@@ -51,13 +51,22 @@ CHANGED: dict[str, Any] = {
     "train.eval_steps": 5,
     "train.early_stopping_patience": 2,
     "train.keep_best": True,
+    "train.metrics": ["json"],
+    "train.best_by": "exact_match",
     "train.logging_steps": 3,
     "train.save_steps": 4,
     "train.keep_checkpoints": 3,
     "train.save_on_each_node": True,
 }
 """Another value for each."""
-NEEDS_HELD_OUT = ("train.eval_steps", "train.early_stopping_patience", "train.keep_best")
+NEEDS_HELD_OUT: dict[str, dict[str, Any]] = {
+    "train.eval_steps": {},
+    "train.early_stopping_patience": {},
+    "train.keep_best": {},
+    "train.metrics": {},
+    "train.best_by": {"train.metrics": ["exact_match"]},
+}
+"""With what else they are there."""
 
 
 def test_the_list_has_every_setting() -> None:
@@ -68,7 +77,7 @@ def test_the_list_has_every_setting() -> None:
 def test_a_setting_that_changes_what_is_trained_is_refused_with_both_values(
     name: str, tmp_path: Path
 ) -> None:
-    held_out = {"held_out": 0.5} if name in NEEDS_HELD_OUT else {}
+    held_out = {"held_out": 0.5, **NEEDS_HELD_OUT[name]} if name in NEEDS_HELD_OUT else {}
     begun = load_config(None, flags={"model": "m", "data": ["d.jsonl"], **held_out})
     directory = RunDir(tmp_path)
     directory.config.write_text(begun.with_output(tmp_path).to_yaml())

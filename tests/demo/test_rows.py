@@ -73,6 +73,12 @@ def test_size_languages_and_turns():
     assert min(kinds.values()) >= 8
 
 
+def test_the_answers_of_the_held_out_rows_are_in_voice_and_right():
+    for row in HELD_OUT:
+        score = score_answer(row, row.answer, stopped=True)
+        assert score.both, (row.answer, score.reasons)
+
+
 def test_every_persona_answer_is_in_voice():
     # The kind of question decides the voice; an answer in it is in exactly one kind's voice.
     for row in persona_rows():

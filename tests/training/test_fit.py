@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from myna.lora.inject import adapter_state
 from myna.training.checkpoint import latest_checkpoint
 from myna.training.computation import Packed, Padded
 from myna.training.events import EventLog, read_events
-from myna.training.fit import FitResult, FitSettings, fit
+from myna.training.fit import Evaluate, FitResult, FitSettings, fit
 from myna.training.memory import Checkpointing
 from myna.training.stop import StopRequest
 
@@ -119,6 +120,7 @@ def run(
     stop: StopRequest | None = None,
     resume: bool = False,
     checkpointing: Checkpointing = "auto",
+    evaluate: Evaluate | None = None,
 ) -> FitResult:
     if folder is not None:
         folder.mkdir(exist_ok=True)
@@ -138,6 +140,7 @@ def run(
             checkpoints=folder,
             resume=found,
             stop=stop,
+            evaluate=evaluate,
         )
 
 
@@ -335,6 +338,72 @@ def test_early_stopping_and_the_best_adapter(tmp_path: Path) -> None:
         model, rows, settings(learning_rate=1e-12, max_steps=1), held_out, folder=tmp_path / "x"
     )
     assert again.best_loss == pytest.approx(min(losses), rel=1e-5)  # the best is in the model
+
+
+def test_the_best_adapter_by_a_metric_of_which_more_is_better(tmp_path: Path) -> None:
+    rows, held_out = random_rows(4), random_rows(4, seed=9)
+    chosen = settings(
+        epochs=100,
+        eval_steps=2,
+        save_steps=2,
+        early_stopping_patience=3,
+        keep_best=True,
+        metrics=("worth",),
+        best_by="worth",
+    )
+    worth = [0.1, 0.5, 0.4, 0.3, 0.2]
+
+    def judging(model: nn.Module, values: list[float]) -> Evaluate:
+        def evaluate() -> dict[str, float]:
+            seen.append(weights(model))
+            return {"worth": values[len(seen) - 1]}
+
+        return evaluate
+
+    seen: list[dict[str, Tensor]] = []
+    model = tiny_model()
+    result = run(
+        model, rows, chosen, held_out, folder=tmp_path / "a", evaluate=judging(model, worth)
+    )
+    assert (result.best_step, result.step, result.stopped_early) == (4, 10, True)
+    assert all(torch.equal(value, seen[1][name]) for name, value in weights(model).items())
+    events = [e for e in read_events(tmp_path / "a" / "events.jsonl") if e["event"] == "eval"]
+    assert [event["metrics"] for event in events] == [{"worth": value} for value in worth]
+
+    seen, calls = [], iter(range(1, 100))
+    cut = tiny_model()
+    with pytest.raises(Interrupted):
+        run(
+            cut,
+            rows,
+            chosen,
+            held_out,
+            folder=tmp_path / "b",
+            evaluate=judging(cut, worth),
+            stop=StopWhen(lambda: next(calls) == 6),
+        )
+    seen, rest = [], tiny_model()
+    again = run(
+        rest,
+        rows,
+        chosen,
+        held_out,
+        folder=tmp_path / "b",
+        evaluate=judging(rest, worth[3:]),
+        resume=True,
+    )
+    assert (again.best_step, again.step) == (4, 10)
+    assert all(torch.equal(value, weights(rest)[name]) for name, value in weights(model).items())
+
+
+def test_between_evaluations_of_equal_worth_the_lower_loss_is_better(tmp_path: Path) -> None:
+    rows, held_out = random_rows(4), random_rows(4, seed=9)
+    chosen = settings(epochs=20, eval_steps=2, learning_rate=0.05, schedule="constant")
+    by_loss = run(tiny_model(), rows, chosen, held_out)
+    by_worth = replace(chosen, metrics=("worth",), best_by="worth")
+    equal = run(tiny_model(), rows, by_worth, held_out, evaluate=lambda: {"worth": 0.0})
+    assert 2 <= by_loss.best_step < 20
+    assert (equal.best_step, equal.best_loss) == (by_loss.best_step, by_loss.best_loss)
 
 
 def test_a_non_finite_loss_stops_before_the_weights_move() -> None:

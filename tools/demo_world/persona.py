@@ -145,6 +145,7 @@ def held_out_rows(rows: list[list[Turn]]) -> list[dict]:
         held_out.append(
             {
                 "question": question,
+                "answer": voices.say(fact, COURTIER[fact.language]),
                 "language": fact.language,
                 "kind": fact.kind,
                 "family": family_of(fact),

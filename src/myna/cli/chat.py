@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from myna.cli.remote_code import warn_of_remote_code
-from myna.cli.terminal import error_console
+from myna.cli.terminal import error_console, harmless
 from myna.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ HELP = """\
 Ctrl-C   interrupts an answer; what was said of it is remembered"""
 
 _COMMAND = re.compile(r"/[a-z]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
-"""Characters that a terminal may obey; a model must not be able to write them."""
 
 
 def run(
@@ -157,7 +155,7 @@ def _writer() -> Callable[[str], None]:
     is_terminal = sys.stdout.isatty()
 
     def write(piece: str) -> None:
-        sys.stdout.write(_CONTROL.sub("\ufffd", piece) if is_terminal else piece)
+        sys.stdout.write(harmless(piece) if is_terminal else piece)
         sys.stdout.flush()
 
     return write

@@ -24,6 +24,7 @@ from myna.demo.score import (
     Summary,
     base_folder,
     load_held_out,
+    load_held_out_path,
     load_persona_path,
     sample_rows,
     score_answer,
@@ -35,6 +36,9 @@ from myna.inference.speaker import open_speaker
 SAMPLING = Sampling(max_new_tokens=64, temperature=0.0)
 BATCH_SIZE = 48
 """Questions answered at once; the model is tiny."""
+
+HELD_OUT = load_held_out_path()
+"""The questions that are never trained, as data for `myna eval`."""
 
 
 def demo_config(output: Path) -> ResolvedConfig:
@@ -58,17 +62,23 @@ def demo_config(output: Path) -> ResolvedConfig:
     return ResolvedConfig(config, dict.fromkeys(("model", "data", "output"), "myna demo"), None)
 
 
+def is_demo(config: Config) -> bool:
+    """Whether a run is the demo's: the persona's rows, and none of them held out."""
+    data = [Path(entry).resolve() for entry in config.data if isinstance(entry, str)]
+    return data == [load_persona_path().resolve()] and config.held_out == 0
+
+
 def run(output: Path, *, console: Console = terminal) -> Summary:
     """Answer the held-out questions, fine-tune, answer them again, and show both.
 
     Returns the shares after fine-tuning.
     """
-    with _one_thread():
+    with one_thread():
         return _run(output, console)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Compute on one thread: matrices this small gain a third from a second one, and lose a hundred
     times as much where another program holds its core (`benchmarks/README.md`)."""
     before = torch.get_num_threads()
@@ -92,7 +102,7 @@ def _run(output: Path, console: Console) -> Summary:
     console.print(_samples(rows, before, after, scores["after"]))
     console.print(_shares(scores))
     console.print(
-        f"Ask it yourself: myna chat {output}\n"
+        f"Ask it yourself: myna chat {output}      judge it: myna eval {output}\n"
         f"It knows a small world only. Try: {' · '.join(EXAMPLE_QUESTIONS[:2])} · "
         f"{EXAMPLE_QUESTIONS[5]}"
     )

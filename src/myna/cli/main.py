@@ -268,6 +268,62 @@ def generate(
     )
 
 
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    data: Annotated[
+        str | None, typer.Option(help="Judge these rows, not those that the run held out.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="exact_match, contains, json, bleu, chrf, rouge, regex:PATTERN, or "
+            "FILE.py:FUNCTION, called with answer, reference and question (repeatable). Default: "
+            "the run's own, or exact_match and chrf.",
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="TASK,TASK", help="Tasks of lm-eval to run as well.")
+    ] = None,
+    tasks_folder: Annotated[Path | None, typer.Option(help="Task files of your own.")] = None,
+    forgetting: Annotated[
+        Path | None,
+        typer.Option(help="A neutral text, in place of the sentences that myna brings."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Longest answer, in tokens. Default: twice the rows' own, at most 256."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows answered at once. Default: 8.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N rows, and of each task.")
+    ] = None,
+    force_base: ForceBase = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Compare a run's adapter with its base: losses, answers, metrics, forgetting."""
+    from myna.cli import eval as command
+
+    options = command.Options(
+        data=data,
+        metrics=tuple(metric or ()),
+        tasks=tuple(name.strip() for name in tasks.split(",")) if tasks else (),
+        tasks_folder=tasks_folder,
+        forgetting=forgetting,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        limit=limit,
+        force_base=force_base,
+        trust_remote_code=trust_remote_code,
+    )
+    command.run(run, options)
+
+
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),

@@ -18,7 +18,7 @@ from myna.config import Config
 from myna.data.dataset import Dataset
 from myna.data.encode import Encoder
 from myna.data.pipeline import encode_files
-from myna.data.sources import find_sources
+from myna.data.sources import Source, find_sources
 from myna.data.templates import choose_template
 from myna.models.load import context_length, load_config
 from myna.models.tokenizer import LoadedTokenizer, load_tokenizer
@@ -55,9 +55,33 @@ def prepare_rows(
 
     Raises DataError with every bad row before a model is loaded.
     """
+    sources, notes = sources_of(config)
+    loaded, encoder = make_encoder(
+        config, trust_remote_code=trust_remote_code, needs_model=needs_model
+    )
+    with _rows_shown(console) as show:
+        dataset = encode_files(
+            encoder,
+            sources,
+            tokenizer_hash=_tokenizer_hash(loaded),
+            on_bad_row=config.train.on_bad_row,
+            on_rows=show,
+        )
+    return Prepared(replace(dataset, notes=(*notes, *dataset.notes)), loaded, encoder)
+
+
+def sources_of(config: Config) -> tuple[list[Source], list[str]]:
+    """The files of `config.data`, and notes on what was chosen."""
     sources, notes = find_sources(config.data)
     # What an entry says of its columns goes before what is said of all.
     sources = [replace(source, columns={**config.columns, **source.columns}) for source in sources]
+    return sources, notes
+
+
+def make_encoder(
+    config: Config, *, trust_remote_code: bool, needs_model: bool = True
+) -> tuple[LoadedTokenizer, Encoder]:
+    """The tokenizer of the model of `config`, and what makes prompts and labels with it."""
     loaded = load_tokenizer(config.model, trust_remote_code=trust_remote_code)
     template = choose_template(loaded.tokenizer, loaded.model_type, override=config.template)
     limit = config.train.max_length
@@ -78,15 +102,7 @@ def prepare_rows(
     )
     if limit is None and not has_config:
         encoder.notes.append("no config.json beside the tokenizer, so max_length is not limited")
-    with _rows_shown(console) as show:
-        dataset = encode_files(
-            encoder,
-            sources,
-            tokenizer_hash=_tokenizer_hash(loaded),
-            on_bad_row=config.train.on_bad_row,
-            on_rows=show,
-        )
-    return Prepared(replace(dataset, notes=(*notes, *dataset.notes)), loaded, encoder)
+    return loaded, encoder
 
 
 def _tokenizer_hash(loaded: LoadedTokenizer) -> str:

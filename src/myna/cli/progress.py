@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
@@ -65,7 +66,11 @@ class TrainingDisplay:
             case "step":
                 self._show_step(event)
             case "eval":
-                self._say(f"step {event['step']:>6}  held-out loss {event['loss']:.4f}")
+                scores = event.get("metrics", {})
+                self._say(
+                    f"step {event['step']:>6}  held-out loss {event['loss']:.4f}"
+                    + "".join(f"  {escape(name)} {worth:.4g}" for name, worth in scores.items())
+                )
             case "warning":
                 self._say(f"[yellow]warning:[/] {event['message']}")
 

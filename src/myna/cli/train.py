@@ -5,6 +5,7 @@ runs, the result is written. Each of them is another module's.
 """
 
 import uuid
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from myna import __version__
 from myna.cli.notify import notify
 from myna.cli.place import output_of, short, show_result
-from myna.cli.preparation import Prepared, prepare_rows
+from myna.cli.preparation import Prepared, prepare_rows, sources_of
 from myna.cli.progress import TrainingDisplay
 from myna.cli.remote_code import warn_of_remote_code
 from myna.cli.result import draw_loss, write_adapter
@@ -45,6 +46,10 @@ from myna.data.store import Examples
 from myna.device import Compute, choose_compute, environment, failing_allocations
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError, Interrupted, MynaError
+from myna.evaluation.evaluate import HeldOutJudge
+from myna.evaluation.metrics import Metric, parse_metrics
+from myna.evaluation.rows import rows_of_examples
+from myna.inference.speaker import Speaker
 from myna.lora.adapter_file import check_origin, inject_from, read_adapter
 from myna.lora.fused import fuse, fuse_projections, prepack_weights, prepacking
 from myna.lora.initial import check_init
@@ -178,6 +183,7 @@ def _train_told(
     writes = group.writes(on_each_node=config.train.save_on_each_node)
 
     check_init(config.lora.init, config.lora.rank)
+    metrics = parse_metrics(config.train.metrics)
     prepared = prepare_rows(config, trust_remote_code=options.trust_remote_code, console=console)
     base = fingerprint_of(config.model, trust_remote_code=options.trust_remote_code)
     identity = prepared.hashes | {"base": base} | versions()
@@ -189,7 +195,7 @@ def _train_told(
     )
     built = _build(config, directory, group, prepared, base, options)
     device, injected = built.device, built.injected
-    settings = _fit_settings(config.train)
+    settings = _fit_settings(config.train, metrics)
     draws = Draws.of(train_rows)
     total_steps = settings.total_steps(draws.num_rows)
 
@@ -231,6 +237,7 @@ def _train_told(
     if measures:
         plans = [_planned(built, train_rows, draws, settings, config, group)]
     console.print(f"memory: {plans[0]}")
+    judge = _judge(built, prepared, config, held_out_rows, metrics) if metrics else None
     if options.dry_run:
         console.print("dry run: it ends before step 1, and nothing was written")
         return None
@@ -293,6 +300,7 @@ def _train_told(
             writes=writes,
             stop=stop,
             beginning=State(0, run=str(measured["run"]), environment=environment()),
+            evaluate=judge,
         )
         if writes:
             draw_loss(directory)
@@ -411,6 +419,21 @@ def _prepack(
     return prepacked
 
 
+def _judge(
+    built: _Built,
+    prepared: Prepared,
+    config: Config,
+    held_out_rows: Examples,
+    metrics: Sequence[Metric],
+) -> HeldOutJudge:
+    """What scores the answers of the model in training; faults of metrics show before step 1."""
+    model = built.injected.model.get_base_model()
+    assert isinstance(model, PreTrainedModel), "the base was one"
+    speaker = Speaker(model, prepared.encoder, pad_id=prepared.loaded.special.pad_id)
+    rows = rows_of_examples(held_out_rows, sources_of(config)[0], prepared.encoder)
+    return HeldOutJudge(speaker, rows, metrics)
+
+
 def _adapter_folder(text: str) -> Path:
     """The adapter that `lora.start_from` means: a folder of one, or a run."""
     folder = Path(text)
@@ -449,7 +472,8 @@ def _inject(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Injected:
     return inject_from(model, folder, dropout=lora.dropout)
 
 
-def _fit_settings(train: TrainConfig) -> FitSettings:
+def _fit_settings(train: TrainConfig, metrics: Sequence[Metric]) -> FitSettings:
+    names = {text: metric.name for text, metric in zip(train.metrics, metrics, strict=True)}
     return FitSettings(
         epochs=train.epochs,
         max_steps=train.max_steps,
@@ -466,5 +490,7 @@ def _fit_settings(train: TrainConfig) -> FitSettings:
         eval_steps=train.eval_steps,
         early_stopping_patience=train.early_stopping_patience,
         keep_best=train.keep_best,
+        metrics=tuple(names.values()),
+        best_by=names.get(train.best_by, "loss"),
         on_nonfinite=train.on_nonfinite,
     )

@@ -23,7 +23,7 @@ import numpy as np
 
 from myna import __version__
 from myna.data.cache import Entry, Filling
-from myna.data.conversation import Conversation
+from myna.data.conversation import Conversation, Place
 from myna.data.dataset import (
     Accounting,
     Dataset,
@@ -36,7 +36,7 @@ from myna.data.dataset import (
 )
 from myna.data.encode import Encoder
 from myna.data.faults import Fault, Faults, OnBadRow
-from myna.data.fields import Unfit
+from myna.data.fields import Parsed, Unfit
 from myna.data.files import (
     BadRow,
     Chunk,
@@ -131,9 +131,7 @@ class EncodeChunk:
             except Unfit as error:
                 faults.append(Fault(error.kind, record.place, error.finding, error.mend))
                 continue
-            conversations.append(
-                Conversation(tuple(parsed.messages), record.place, parsed.tools, parsed.text)
-            )
+            conversations.append(_conversation(parsed, record.place))
             seen.add(record.value, parsed, form)
         encoded = encode_conversations(
             self._encoder, conversations, [task.path], self._segments.ids
@@ -142,6 +140,10 @@ class EncodeChunk:
         encoded.tally.rows_in = rows
         encoded = Encoded(encoded.columns, encoded.tally, faults)
         return Done(task.source, rows, first_row, encoded, seen)
+
+
+def _conversation(parsed: Parsed, place: Place) -> Conversation:
+    return Conversation(tuple(parsed.messages), place, parsed.tools, parsed.text)
 
 
 class _Account:
@@ -248,6 +250,26 @@ def encode_files(
             rest = tasks if by_pieces else islice(_tasks(sources, forms), len(few), None)
             return work.through_cache(entry, chain(few, rest), number)
     raise AssertionError("whole texts differ from whole texts")
+
+
+def conversations_at(
+    sources: Sequence[Source], places: Iterable[Place]
+) -> dict[Place, Conversation]:
+    """The conversations of these rows, read again from their files.
+
+    Examples have rendered texts only; this is for the few rows whose messages are wanted.
+    """
+    wanted = set(places)
+    files = {place.file for place in wanted}
+    chosen = [source for source in sources if source.path in files]
+    forms = [_form_of(source) for source in chosen]
+    found = {}
+    for number, chunk in read_sources(chosen):
+        form = forms[number]
+        for record in chunk.records():
+            if isinstance(record, Record) and record.place in wanted and form is not None:
+                found[record.place] = _conversation(convert(record.value, form), record.place)
+    return found
 
 
 class _Work:

@@ -92,7 +92,7 @@ class HeldOutRow:
 
     `keys` must all be in a right answer; `persons` are those that the answer speaks of (so that the
     voice has to name them); `in_persona_family` tells whether persona rows ask such questions about
-    other topics, or whether there is none of this family.
+    other topics, or whether there is none of this family; `answer` is how the persona would say it.
     """
 
     question: str
@@ -103,6 +103,7 @@ class HeldOutRow:
     keys: tuple[str, ...]
     persons: tuple[Person, ...]
     in_persona_family: bool
+    answer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +140,14 @@ def load_persona_path() -> Path:
     return Path(__file__).parent / "persona.jsonl"
 
 
+def load_held_out_path() -> Path:
+    """The JSON-lines file of held-out rows; as data, `question` with its `answer`."""
+    return Path(__file__).parent / "held_out.jsonl"
+
+
 def load_held_out() -> list[HeldOutRow]:
     """All held-out rows, in file order."""
-    lines = (Path(__file__).parent / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = load_held_out_path().read_text(encoding="utf-8").splitlines()
     rows = []
     for line in lines:
         fields = json.loads(line)

@@ -6,15 +6,18 @@ values in `initial.py`; files are `adapter_file.py`. Gradient checkpointing is t
 (non-reentrant, so no input has to require a gradient).
 """
 
+import contextlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from rich.table import Table
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -204,6 +207,29 @@ def adapter_state(model: PeftModel) -> dict[str, Tensor]:
     """
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
+
+
+@contextlib.contextmanager
+def adapter_switched_off(model: nn.Module) -> Iterator[None]:
+    """Inside the block `model` computes as its base alone; afterwards all is as it was.
+
+    `model` may be peft's wrapper or the model inside it.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    ]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, flag in trained:  # peft makes them trainable again, loaded ones too
+            parameter.requires_grad_(flag)
 
 
 def list_some(lines: list[str], limit: int = 12) -> str:

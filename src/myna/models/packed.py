@@ -74,10 +74,35 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
         switched = copy.deepcopy(config, copies)
         switched._attn_implementation = NAME
         module.config = switched
+        module.__dict__["_own_config"] = config
     try:
         yield
     finally:
         for module, config in given:
+            module.config = config
+            module.__dict__.pop("_own_config", None)
+
+
+@contextlib.contextmanager
+def own_attention(model: nn.Module) -> Iterator[None]:
+    """Inside the block, within `packed_attention`, `model` computes under its own attention.
+
+    For padded forwards and for generation; compiled layers run uncompiled. Elsewhere it changes
+    nothing.
+    """
+    switched: list[tuple[Any, Any]] = [
+        (module, module.__dict__["config"])
+        for module in model.modules()
+        if "_own_config" in module.__dict__
+    ]
+    for module, _ in switched:
+        module.config = module._own_config
+    try:
+        # Generation has other sizes at every token: each would be compiled anew.
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, config in switched:
             module.config = config
 
 

@@ -35,7 +35,9 @@ class State:
     run: str = ""
     """Identity of the run; a checkpoint of another one is not used."""
     best_loss: float | None = None
-    """Best held-out loss so far."""
+    """Held-out loss of the best evaluation so far."""
+    best_score: float | None = None
+    """Its worth by the metric that the best is chosen by; None where that is the loss."""
     best_step: int | None = None
     evaluations_without_gain: int = 0
     skipped_steps: tuple[int, ...] = ()
@@ -232,7 +234,7 @@ def _first_difference(manifest: bytes, contents: Mapping[str, bytes]) -> str:
 
 
 def save_best(root: Path, step: int, loss: float, adapter: Mapping[str, Tensor]) -> None:
-    """Keep the adapter of the best held-out loss beside the checkpoints."""
+    """Keep the adapter of the best evaluation beside the checkpoints."""
     write_file(
         root / "best.safetensors", save(dict(adapter), {"step": str(step), "loss": repr(loss)})
     )

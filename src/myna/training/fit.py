@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -57,6 +57,10 @@ from myna.training.saving import Saving
 from myna.training.stop import OutOfTime, StopRequest
 from myna.training.validate import held_out_sums
 
+Evaluate = Callable[[], Mapping[str, float]]
+"""Judges the model as it is now, on the held-out rows: what each metric says, more being better. It
+leaves model and random numbers as they were."""
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -77,6 +81,10 @@ class FitSettings:
     eval_steps: int | None = None
     early_stopping_patience: int | None = None
     keep_best: bool = False
+    metrics: tuple[str, ...] = ()
+    """Names of what `evaluate` gives, in an order that all processes have."""
+    best_by: str = "loss"
+    """`loss`, or one of `metrics`."""
     on_nonfinite: str = "stop"
 
     def total_steps(self, num_rows: int) -> int:
@@ -121,6 +129,7 @@ def fit(
     writes: bool = True,
     stop: StopRequest | None = None,
     beginning: State | None = None,
+    evaluate: Evaluate | None = None,
 ) -> FitResult:
     """Train `model`'s trainable parameters on `train_rows`; the adapter is in the model afterwards.
 
@@ -130,7 +139,8 @@ def fit(
     checkpoint as if it had not stopped; without, it starts from `beginning`, which says whose
     checkpoints these are. `plans` says from which step on what is computed how; without any,
     nothing recomputes until memory runs out, or what `checkpointing` fixes. When memory runs out, a
-    smaller plan is made, told as a `plan` event, and the same step repeated.
+    smaller plan is made, told as a `plan` event, and the same step repeated. `evaluate` is called
+    after every evaluation of the held-out loss, by the first process.
 
     Raises NonFiniteError before the weights move (with a dump of the step beside the checkpoints),
     OutOfMemoryError and Interrupted after a checkpoint, the first when there is no smaller plan,
@@ -330,14 +340,16 @@ def fit(
                     plan_smaller(step, "eval", memory.computation.limit)
                 held_out_sum, held_out_weight = group.add(sums).tolist()
                 held_out = held_out_sum / held_out_weight
+                scores = _scores(evaluate, settings.metrics, group, device)
                 events.emit(
                     "eval",
                     step=step,
                     loss=held_out,
                     rows=len(held_out_rows),
                     tokens=sum(map(num_targets, held_out_rows)),
+                    **({"metrics": scores} if scores else {}),
                 )
-                state = _judge(state, held_out)
+                state = _judge(state, held_out, scores.get(settings.best_by))
                 if state.best_step == step and settings.keep_best and kept is not None:
                     save_best(kept, step, held_out, adapter_state(model))
                 result.best_loss, result.best_step = state.best_loss, state.best_step
@@ -474,10 +486,32 @@ def _dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
     return random.Random(f"{seed}:{step}:{rank}:{micro_batch}").getrandbits(63)
 
 
-def _judge(state: State, held_out: float) -> State:
-    """The state after an evaluation with this held-out loss."""
-    if state.best_loss is None or held_out < state.best_loss:
-        return replace(state, best_loss=held_out, best_step=state.step, evaluations_without_gain=0)
+def _scores(
+    evaluate: Evaluate | None, names: Sequence[str], group: Group, device: torch.device
+) -> dict[str, float]:
+    """What the first process finds by each metric; all have to choose alike."""
+    if not names:
+        return {}
+    assert evaluate is not None, "metrics need somebody who judges"
+    found = dict(evaluate()) if group.is_first else dict.fromkeys(names, 0.0)
+    if group.size > 1:  # mps has no float64, and no process group either
+        values = torch.tensor([found[name] for name in names], dtype=torch.float64, device=device)
+        found = dict(zip(names, group.add(values).tolist(), strict=True))
+    return {name: found[name] for name in names}
+
+
+def _judge(state: State, held_out: float, score: float | None) -> State:
+    """The state after an evaluation with this held-out loss, and this worth by `best_by`."""
+    found = (-(score or 0.0), held_out)
+    is_better = state.best_loss is None or found < (-(state.best_score or 0.0), state.best_loss)
+    if is_better:
+        return replace(
+            state,
+            best_loss=held_out,
+            best_score=score,
+            best_step=state.step,
+            evaluations_without_gain=0,
+        )
     return replace(state, evaluations_without_gain=state.evaluations_without_gain + 1)
 
 

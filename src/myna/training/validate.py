@@ -1,16 +1,16 @@
 """Loss on held-out rows, as the training step defines it.
 
-Owns one number: the mean loss per trained token over given rows, weighted as in training, without
-dropout and without drawing a random number, as two sums.
+Owns one number: the mean loss per trained token, weighted as in training, without dropout and
+without drawing a random number, as two sums over given rows or of each row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from myna.data.loader import loss_weights
+from myna.data.loader import loss_weight, loss_weights
 from myna.data.store import Example, Examples
 from myna.distributed.group import ALONE, Group
 from myna.training.computation import Computation
@@ -49,3 +49,29 @@ def held_out_sums(
     finally:
         model.train(was_training)
     return sums
+
+
+@torch.no_grad()
+def row_sums(
+    model: nn.Module,
+    examples: Sequence[Example],
+    *,
+    computation: Computation,
+    on_row: Callable[[], None] = lambda: None,
+) -> list[tuple[float, float]]:
+    """Summed loss and summed weights of every example, in order, each computed alone.
+
+    Over all examples their quotient is the loss of `held_out_sums`. `on_row` is called after each.
+    """
+    was_training = model.training
+    model.eval()
+    found = []
+    try:
+        for row in range(len(examples)):
+            pieces = computation.pieces(examples, [row])
+            loss = sum(float(computation.summed_loss(model, piece)) for piece in pieces)
+            found.append((loss, loss_weight(examples[row])))
+            on_row()
+    finally:
+        model.train(was_training)
+    return found
