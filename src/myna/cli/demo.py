@@ -55,7 +55,12 @@ def demo_config(output: Path) -> ResolvedConfig:
             logging_steps=40,
         ),
     )
-    return ResolvedConfig(config, dict.fromkeys(("model", "data", "output"), "myna demo"), None)
+    names = [
+        *(config.model_fields_set - {"lora", "train"}),
+        *(f"lora.{name}" for name in config.lora.model_fields_set),
+        *(f"train.{name}" for name in config.train.model_fields_set),
+    ]
+    return ResolvedConfig(config, dict.fromkeys(names, "myna demo"), None)
 
 
 def run(output: Path, *, console: Console = terminal) -> Summary:
