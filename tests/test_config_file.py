@@ -449,5 +449,5 @@ def test_trackers_are_named_as_in_trainer(tmp_path: Path, text: str, trackers: l
 
 def test_a_tracker_that_there_is_not_is_refused(job: Path) -> None:
     assert error(job, "report_to=comet_ml") == (
-        "command line: report_to is 'comet_ml'; expected to be 'tensorboard'."
+        "command line: report_to is 'comet_ml'; expected to be 'tensorboard', 'wandb' or 'mlflow'."
     )

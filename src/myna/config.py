@@ -271,12 +271,12 @@ class Config(Part):
     notify: Annotated[str | None, Field(json_schema_extra=FREE)] = None
     """Told when the run ends or fails, as JSON: a webhook (http or https) or a command line."""
     report_to: Annotated[
-        list[Literal["tensorboard"]],
+        list[Literal["tensorboard", "wandb", "mlflow"]],
         BeforeValidator(_trackers),
         Field(json_schema_extra=FREE),
     ] = []
-    """Where else its numbers go while it runs: `tensorboard` (files in the run's folder
-    `tensorboard`), or `none`."""
+    """Where else numbers and settings go while it runs: `tensorboard` (files in the run's folder
+    `tensorboard`), `wandb`, `mlflow`, a list of these, or `none`."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; `auto` takes CUDA, then mps, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

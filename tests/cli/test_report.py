@@ -1,8 +1,11 @@
 """`myna report`, and the page that `myna train` leaves: of real runs, however they ended."""
 
+import contextlib
+import html
 import io
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -69,6 +72,12 @@ def test_training_ends_with_a_page_of_what_was_trained(job: Path, tiny_model: Pa
     assert whole.startswith("".join(first["context"] + first["trained"]))
     assert "".join(first["trained"]).startswith(row["output"])
     assert len(list((directory.path / "tensorboard").iterdir())) == 1
+    # The Python on it runs as it stands.
+    (code,) = re.findall(r'<pre class="command">(from peft .*?)</pre>', page, re.DOTALL)
+    said_by_code = io.StringIO()
+    with contextlib.redirect_stdout(said_by_code):
+        exec(html.unescape(code).replace("max_new_tokens=200", "max_new_tokens=3"), {})
+    assert said_by_code.getvalue().endswith("\n")
 
 
 def test_a_finished_run_is_finished_whether_its_pictures_can_be_drawn_or_not(job: Path) -> None:

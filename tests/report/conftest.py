@@ -10,7 +10,7 @@ from myna.run_dir import RunDir
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from made_run import CONFIG, DATA, PLAN, SAMPLE, SAVED, START, step, write_events  # noqa: E402  # see above
+from made_run import CONFIG, DATA, PLAN, SAMPLE, SAVED, START, step, write_events
 
 
 @pytest.fixture

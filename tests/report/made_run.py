@@ -116,5 +116,3 @@ def step(number: int, **changes: Any) -> dict[str, Any]:
 def write_events(path: Path, *events: dict[str, Any]) -> None:
     lines = [json.dumps({"time": BEGIN + 10 * at} | event) for at, event in enumerate(events)]
     path.write_text("".join(f"{line}\n" for line in lines))
-
-

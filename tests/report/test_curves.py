@@ -2,7 +2,7 @@
 
 import pytest
 
-from myna.report.curves import MOST, envelope, spread, ticks, trend
+from myna.report.curves import MOST, decades, envelope, spread, ticks, trend
 
 
 def test_the_trend_is_the_mean_of_the_neighbours() -> None:
@@ -40,7 +40,8 @@ def test_chosen_numbers_reach_from_the_first_to_the_last() -> None:
         (0, 10, [0, 2, 4, 6, 8, 10]),
         (0.13, 0.87, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
         (0, 0.0002, [0, 0.00005, 0.0001, 0.00015, 0.0002]),
-        (3, 3, [0, 1, 2, 3]),
+        (0, 10.6, [0, 2, 4, 6, 8, 10, 12]),
+        (3, 3, [0, 0.5, 1, 1.5, 2, 2.5, 3]),
         (0, 0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
         (-2, -2, [-2, -1.5, -1, -0.5, 0]),
     ],
@@ -49,3 +50,8 @@ def test_axes_have_round_numbers_around_the_values(
     low: float, high: float, expected: list[float]
 ) -> None:
     assert ticks(low, high, 5) == pytest.approx(expected)
+
+
+def test_a_logarithmic_axis_has_powers_of_ten() -> None:
+    assert decades(0.002, 9.0) == pytest.approx([0.001, 0.01, 0.1, 1, 10])
+    assert decades(1.0, 1.0) == pytest.approx([1, 10])

@@ -78,7 +78,7 @@ def test_the_same_run_gives_the_same_page(run: RunDir) -> None:
 def test_the_numbers_are_those_of_the_events(run: RunDir) -> None:
     text = words(run)
     # The trend at the end: steps 5 and 6.
-    assert f"{(1 / 5 + 1 / 6) / 2:.4g} loss at the end (trend), 1 at step 1" in text
+    assert f"{(1 / 5 + 1 / 6) / 2:.3g} loss at step 6 (trend), 1 at step 1" in text
     assert "0.75 lowest held-out loss, at step 3" in text
     assert "6 of 6 steps, 2 epochs" in text
     assert "12 s in steps" in text  # six of two seconds
@@ -163,6 +163,16 @@ def test_curves_go_where_the_numbers_are(run: RunDir) -> None:
     assert "step 3, each step 0.3333, trend" in text and "held-out rows 0.75" in text
 
 
+def test_a_loss_that_falls_far_is_drawn_on_a_logarithmic_scale(run: RunDir) -> None:
+    write_events(run.events, START, step(1, loss=10.0), step(2, loss=1.0), step(3, loss=0.001))
+    reader = read(run)
+    assert "Loss per trained token, log scale" in words(run)
+    loss = paths(reader, "line each")[0]  # from 10 to 0.001 are four powers of ten
+    assert [float(pair.split()[1]) for pair in loss[1:].split("L")] == [0, 250, 1000]
+    write_events(run.events, START, step(1, loss=10.0), step(2, loss=1.0), step(3, loss=0.0))
+    assert "log scale" not in words(run)  # of zero there is no logarithm
+
+
 def test_without_an_evaluation_the_page_says_how_to_get_one(run: RunDir) -> None:
     assert "Not judged yet: myna eval runs/parrot asks base and adapter the same" in words(run)
 
@@ -174,7 +184,7 @@ def test_answers_of_base_and_adapter_stand_side_by_side(run: RunDir) -> None:
         "Base and adapter on 12 rows: held-out rows of the run.",
         "loss per trained token 4.5000 1.2500 −3.2500",
         "perplexity 90.02 3.49 −86.53",
-        "exact 12.5 % 87.5 % +75.0 %",
+        "exact 12.5% 87.5% +75.0%",
         "chrf 10.2 55.5 +45.2",
         "forgetting: loss on neutral sentences 2.0000 2.1250 +0.1250",
         "Question 1? base base says 1 adapter adapter says 1 in the data reference 1",
@@ -265,13 +275,13 @@ def test_a_base_that_only_myna_has_is_registered_first(run: RunDir) -> None:
 
 
 def test_a_long_run_has_a_small_page_that_keeps_its_peaks(run: RunDir) -> None:
-    spike = 7_001
+    spike = 3_001
     write_events(
         run.events,
-        START | {"total_steps": 20_000},
+        START | {"total_steps": 5_000},
         *(
-            step(number, loss=50.0 if number == spike else 1.0, epoch=number / 250)
-            for number in range(1, 20_001)
+            step(number, loss=50.0 if number == spike else 1.0, epoch=number / 50)
+            for number in range(1, 5_001)
         ),
         *({"event": "warning", "message": f"warning {number}"} for number in range(200)),
     )
@@ -281,7 +291,7 @@ def test_a_long_run_has_a_small_page_that_keeps_its_peaks(run: RunDir) -> None:
     heights = [float(pair.split()[1]) for pair in paths(reader, "line each")[0][1:].split("L")]
     assert min(heights) == 0  # the axis ends at the spike
     text = words(run)
-    assert "The first 40 are left out." in text and "The first 150 are left out." in text
+    assert "The first 60 are left out." in text and "The first 150 are left out." in text
     assert "warning 199" in text and "warning 149" not in text
 
 

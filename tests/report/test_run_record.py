@@ -53,8 +53,8 @@ def test_a_process_that_ended_before_its_first_checkpoint_counts_no_more(run: Ru
         ("evaluation.json", "{}", "evaluation.json: rows_judged is {}"),
         (
             "events.jsonl",
-            '{"event": "step", "time": 1, "step": "<b>"}\n',
-            "events.jsonl: step is '<b>'",
+            '{"event": "step", "time": 1, "step": 1, "epoch": "<b>"}\n',
+            "events.jsonl: epoch is '<b>'",
         ),
         ("events.jsonl", '{"event": "start", "time": 1e99}\n', "events.jsonl: time is 1e+99"),
         ("config.yaml", "model: [\n", "config.yaml line 1: found 'model: ['; expected a name"),

@@ -37,7 +37,7 @@ from myna.cli.resumption import (
 )
 from myna.cli.signals import signals_noted
 from myna.cli.terminal import console as terminal
-from myna.config import Config, LoraConfig, TrainConfig
+from myna.config import Config, LoraConfig, TrainConfig, flatten
 from myna.config_file import ResolvedConfig
 from myna.data.held_out import split_held_out
 from myna.data.loader import Draws, rows_of_steps, steps_per_epoch
@@ -53,7 +53,7 @@ from myna.lora.initial import check_init
 from myna.lora.inject import Injected, inject
 from myna.models.frozen import fuse_frozen
 from myna.models.load import fingerprint_of, load_model
-from myna.report.trackers import check_trackers, tracked
+from myna.report.trackers import TrackedRun, check_trackers, tracked
 from myna.run_dir import RunDir, next_free
 from myna.training.checkpoint import State, checkpoint_bytes, latest_checkpoint
 from myna.training.computation import FILLED_TO, Computation, choose_computation, compile_layers
@@ -265,9 +265,10 @@ def _train_told(
     )
     listeners = [display, replans_noted(directory)] if writes else [display]
     trackers = config.report_to if group.is_first else []
+    run = TrackedRun(directory.path, str(measured["run"]), flatten(config), first_step)
     with (
         EventLog(directory.events if writes else None, *listeners) as events,
-        tracked(trackers, directory.path, events, first_step=first_step),
+        tracked(trackers, run, events),
         signals_noted(console) as stop,
         failing_allocations(device.type),
         display,

@@ -5,6 +5,7 @@ a chart can be read on a telephone. A reading appears where the pointer rests; t
 What is drawn is `html.py`'s.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from itertools import pairwise
 from typing import Literal
 
 from myna.data.web_page import text
-from myna.report.curves import Point, envelope, spread, ticks
+from myna.report.curves import Point, decades, envelope, spread, ticks
 
 READINGS = 60
 """Places along a chart where the pointer finds numbers."""
+
+LOGARITHMIC_FROM = 50.0
+"""A chart that may has a logarithmic scale where its highest value is so many times its lowest."""
 
 _SIDE = 1000
 """Width and height of the drawing in its own units."""
@@ -32,7 +36,7 @@ STYLE = """
   vertical-align: .25em; border-top: 2.5px solid var(--accent); }
 .key.each::before { border-top-width: 1.5px; opacity: .45; }
 .key.held-out::before { border-color: var(--held); }
-.plot { display: grid; grid-template: 10.5rem 1.5rem / 3.6rem 1fr; margin-top: .6rem;
+.plot { display: grid; grid-template: 10.5rem 1.5rem / 3.6rem minmax(0, 1fr); margin-top: .6rem;
   font-size: .75rem; color: var(--soft); font-variant-numeric: tabular-nums; }
 .tall .plot { grid-template-rows: 17rem 1.5rem; }
 .plot .y, .plot .x { position: relative; }
@@ -79,6 +83,8 @@ class Chart:
     """The axis begins at zero, however far away the values are."""
     epochs: Sequence[float] = ()
     """Steps at which an epoch ends."""
+    may_be_logarithmic: bool = False
+    """Use such a scale, and say so, where a linear one would show a flat line."""
     is_tall: bool = False
 
 
@@ -88,15 +94,16 @@ def draw(chart: Chart) -> str:
     if not curves:
         return ""
     frame = _frame(chart, curves)
+    title = f"{chart.title}, log scale" if frame.is_logarithmic else chart.title
     keys = ""
     if len(curves) > 1:
         keys = "".join(f'<span class="key {c.kind}">{text(c.name)}</span>' for c in curves)
     return (
         f'<figure class="chart{" tall" if chart.is_tall else ""}">'
-        f"<figcaption><b>{text(chart.title)}</b>{keys}</figcaption>\n"
+        f"<figcaption><b>{text(title)}</b>{keys}</figcaption>\n"
         f'<div class="plot"><div class="y">{_labels(chart, frame)}</div>\n'
         f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{text(chart.title)}, by step">\n'
+        f'aria-label="{text(title)}, by step">\n'
         + "\n".join(
             [
                 *(_grid(tick, frame) for tick in frame.ticks),
@@ -116,6 +123,7 @@ class _Frame:
     first: float
     last: float
     ticks: Sequence[float]
+    is_logarithmic: bool = False
 
     def x(self, step: float) -> float:
         """From the left."""
@@ -125,6 +133,8 @@ class _Frame:
     def y(self, value: float) -> float:
         """From the top."""
         low, high = self.ticks[0], self.ticks[-1]
+        if self.is_logarithmic:
+            low, value, high = map(math.log10, (low, value, high))
         return _SIDE * (high - value) / (high - low)
 
 
@@ -132,9 +142,12 @@ def _frame(chart: Chart, curves: Sequence[Curve]) -> _Frame:
     steps = [step for curve in curves for step, _ in curve.points]
     values = [value for curve in curves for _, value in curve.points]
     low, high = min(values), max(values)
+    first, last = min(steps), max(steps)
+    if chart.may_be_logarithmic and low > 0 and high > LOGARITHMIC_FROM * low:
+        return _Frame(first, last, decades(low, high), is_logarithmic=True)
     if chart.from_zero or 0 < low < high / 2:
         low = min(low, 0.0)
-    return _Frame(min(steps), max(steps), ticks(low, high, 4 if not chart.is_tall else 5))
+    return _Frame(first, last, ticks(low, high, 5 if chart.is_tall else 4))
 
 
 def _labels(chart: Chart, frame: _Frame) -> str:
@@ -192,5 +205,3 @@ def _readings(chart: Chart, curves: Sequence[Curve], frame: _Frame) -> Iterable[
             f'<g><title>{text(", ".join(said))}</title><rect x="{x:.1f}" y="0" '
             f'width="{end - x:.1f}" height="{_SIDE}"/>{_upright("here", step, frame)}</g>'
         )
-
-

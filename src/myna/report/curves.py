@@ -48,17 +48,23 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def ticks(low: float, high: float, parts: int) -> list[float]:
-    """Round values, about `parts` steps of 1, 2 or 5 times a power of ten, around `low`..`high`."""
+    """Round values around `low`..`high`, about `parts` steps of 1, 2 or 5 times a power of ten."""
     if high <= low:
         low, high = min(low, 0.0), max(high, 0.0)
     if high == low:
         high = low + 1.0
     rough = (high - low) / parts
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(times * power for times in (1, 2, 5, 10) if times * power >= rough * 0.999)
+    step = next(times * power for times in (1, 2, 5, 10) if times * power >= 0.8 * rough)
     # Where a bound is a tick but for rounding, it is the tick.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, last + 1)]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Powers of ten around `low`..`high`, both above 0: the axis of a logarithmic scale."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    return [10.0**power for power in range(first, max(last, first + 1) + 1)]
 
 
 def _y(point: Point) -> float:

@@ -32,6 +32,7 @@ from myna.report.run_record import (
     AnsweredRow,
     Epoch,
     Evaluation,
+    Incident,
     Pair,
     RunRecord,
     SavedAdapter,
@@ -57,21 +58,25 @@ _STYLE = (
 h1 .state { font-size: .82rem; font-weight: 600; vertical-align: middle; margin-left: .7rem;
   border-radius: 1rem; padding: .22rem .75rem; background: var(--context2); color: var(--soft); }
 h1 .finished { background: var(--trained); color: var(--trained-ink); }
-h1 .failed { background: var(--held); color: #fff; }
+h1 .failed { background: var(--held); color: var(--paper); }
 h1 .running { background: var(--accent); color: var(--paper); }
 h1 .stopped { background: var(--warn-paper); color: var(--warn); }
 .said { border-left: 4px solid var(--warn); }
 .said.error { border-color: var(--held); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr));
   gap: .9rem; margin-top: .9rem; }
+.halves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr));
+  gap: .9rem 2rem; margin-bottom: .9rem; }
+.halves h3:first-child { margin-top: .2rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr));
   gap: .5rem 1.5rem; }
 .pair p { margin: .1rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 20rem;
   overflow: auto; }
-.pair h4, .asked h4 { margin: 0; font-size: .78rem; font-weight: 600; color: var(--soft); }
+.pair h4 { margin: 0; font-size: .78rem; font-weight: 600; color: var(--soft); }
 .asked { white-space: pre-wrap; overflow-wrap: anywhere; margin: .1rem 0 .7rem; font-weight: 550; }
 .adapter { border-left: 3px solid var(--trained2); padding-left: .8rem; }
 .base { border-left: 3px solid var(--context2); padding-left: .8rem; }
+.reference { border-left: 3px solid transparent; padding-left: .8rem; }
 .named { table-layout: fixed; }
 .named th { width: 34%; color: var(--soft); overflow-wrap: anywhere; }
 .named td { color: var(--ink); overflow-wrap: anywhere; white-space: pre-wrap; }
@@ -84,6 +89,9 @@ pre.command { white-space: pre; overflow-x: auto; font-size: 13px; line-height: 
 @media (max-width: 30rem) {
   body { padding: 1.5rem .8rem 3rem; }
   .card { padding: .7rem .8rem; }
+  td, th { padding-right: .55rem; }
+  tr > :last-child { padding-right: 0; }
+  table { font-size: .86rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .5rem; }
   .tiles li { padding: .6rem .75rem; }
   .tiles b { font-size: 1.25rem; }
@@ -117,13 +125,13 @@ def run_page(record: RunRecord, *, state: str, path: str) -> str:
         *([tiles(_tiles(record))] if record.steps else []),
         *section("How it went", _curves(record)),
         *section("Before and after", _evaluation(record, state, command)),
+        *(section("Use it", _use(record, record.adapter, path)) if record.adapter else []),
         *(section("Data", _data(record)) if record.accounting else []),
         *(section("Rows as they are trained", _sample(record)) if record.sample else []),
-        *section("Warnings", _incidents(record)),
+        *section("Warnings, stops, resumptions", _incidents(record)),
         *(section("Cost", [_named(_cost(record))]) if record.steps else []),
         *(section("Settings", _settings(record)) if record.settings else []),
-        *section("Environment", [_named(_environment(record))]),
-        *(section("Use it", _use(record, record.adapter, path)) if record.adapter else []),
+        *section("Environment", [_named(_environment(record)), *_fingerprints(record)]),
     ]
     footer = "" if record.last_time is None else f" · events up to {moment(record.last_time)}"
     return document(f"{record.name}: {state}", parts, style=_STYLE, footer=footer)
@@ -136,7 +144,9 @@ def _lead(record: RunRecord) -> str:
     if isinstance(model := record.setting("model"), str):
         said.append(f"on {_last_name(model)}")
     if isinstance(data := record.setting("data"), list):
-        paths = [each["path"] if isinstance(each, dict) and "path" in each else each for each in data]
+        paths = [
+            each["path"] if isinstance(each, dict) and "path" in each else each for each in data
+        ]
         names = [_last_name(str(path)) for path in paths]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         said.append(f"trained on {', '.join(names[:3])}{more}")
@@ -164,12 +174,16 @@ def _standing(record: RunRecord, state: str, command: str) -> list[str]:
 def _tiles(record: RunRecord) -> Iterable[tuple[str, str]]:
     cost, last = record.cost, record.steps[-1]
     smooth = trend(_points(record.steps, lambda step: step.loss))
-    yield f"{smooth[-1][1]:.4g}", f"loss at the end (trend), {record.steps[0].loss:.4g} at step 1"
+    first = record.steps[0]
+    yield (
+        f"{smooth[-1][1]:.3g}",
+        f"loss at step {last.step:,} (trend), {first.loss:.3g} at step 1",
+    )
     if best := record.best_held_out:
         kept = ", which is the adapter" if record.setting("train.keep_best") else ""
-        yield f"{best.loss:.4g}", f"lowest held-out loss, at step {best.step:,}{kept}"
-    total = f" of {record.starts[-1].total_steps:,}" if record.starts else ""
-    yield f"{last.step:,}{total}", f"steps, {last.epoch:.3g} epochs"
+        yield f"{best.loss:.3g}", f"lowest held-out loss, at step {best.step:,}{kept}"
+    total = f"of {record.starts[-1].total_steps:,} " if record.starts else ""
+    yield f"{last.step:,}", f"{total}steps, {last.epoch:.3g} epochs"
     yield duration(cost.seconds), "in steps"
     yield _rate(cost.tokens, cost.seconds), "tokens a second"
     yield size(cost.peak_memory_bytes), "peak memory"
@@ -211,16 +225,23 @@ def _curves(record: RunRecord) -> list[str]:
                 Curve("held-out rows", held_out, "held-out"),
             ],
             epochs=epochs,
+            may_be_logarithmic=True,
             is_tall=True,
         )
     )
     small = [
         Chart("Learning rate", [_alone(_points(steps, lambda step: step.learning_rate))]),
-        Chart("Gradient norm, before clipping", _with_trend(norms)),
+        Chart("Gradient norm", _with_trend(norms)),
         Chart("Tokens a second", _with_trend(rates), "{:,.0f}".format, "{:,.0f}".format, True),
         Chart(f"Peak memory, {name}", [_alone(memory)], "{:,.1f}".format, "{:,.4g}".format, True),
     ]
-    return [tall, '<div class="charts">', *map(charts.draw, small), "</div>", _epochs(record.epochs)]
+    return [
+        tall,
+        '<div class="charts">',
+        *map(charts.draw, small),
+        "</div>",
+        _epochs(record.epochs),
+    ]
 
 
 def _alone(points: list[Point]) -> Curve:
@@ -234,7 +255,7 @@ def _with_trend(points: list[Point]) -> list[Curve]:
 def _epochs(epochs: Sequence[Epoch]) -> str:
     shown = epochs[-EPOCHS_SHOWN:]
     judged = any(epoch.held_out is not None for epoch in shown)
-    head = ["epoch", "steps", "loss", *(["held-out"] if judged else []), "tokens a second", "time"]
+    head = ["epoch", "steps", "loss", *(["held-out"] if judged else []), "tokens/s", "time"]
     rows = [
         [
             f"{epoch.number:,}",
@@ -300,29 +321,30 @@ def _evaluation(record: RunRecord, state: str, command: str) -> list[str]:
 
 def _scores(found: Evaluation) -> Iterable[list[str]]:
     if found.loss is not None:
-        yield _score("loss per trained token", found.loss, "{:.4f}")
+        yield _score("loss per trained token", found.loss, _loss)
     if found.perplexity is not None:
-        yield _score("perplexity", found.perplexity, "{:.4g}")
+        yield _score("perplexity", found.perplexity, _perplexity)
     for name, pair in found.metrics.items():
-        if found.scale.get(name, 1) == 1:
-            shares = [None if each is None else 100 * each for each in (pair.base, pair.adapter)]
-            yield _score(name, Pair(base=shares[0], adapter=shares[1]), "{:.1f} %")
-        else:
-            yield _score(name, pair, "{:.1f}")
+        worth = found.scale.get(name, 1)
+        yield _score(name, pair, "{:.1%}".format if worth == 1 else "{:.1f}".format)
     if (probe := found.forgetting) is not None:
         kept = Pair(base=probe.base, adapter=probe.adapter)
-        yield _score(f"forgetting: loss on {probe.text}", kept, "{:.4f}")
+        yield _score(f"forgetting: loss on {probe.text}", kept, _loss)
     for task, metrics in found.tasks.items():
         for name, pair in metrics.items():
-            yield _score(f"{task}: {name}", pair, "{:.4f}")
+            yield _score(f"{task}: {name}", pair, _loss)
 
 
-def _score(name: str, pair: Pair, form: str) -> list[str]:
-    values = ["" if each is None else form.format(each) for each in (pair.base, pair.adapter)]
+def _perplexity(value: float) -> str:
+    return f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"
+
+
+def _score(name: str, pair: Pair, number: Callable[[float], str]) -> list[str]:
+    values = ["" if each is None else number(each) for each in (pair.base, pair.adapter)]
     change = ""
     if pair.base is not None and pair.adapter is not None:
         difference = pair.adapter - pair.base
-        change = ("+" if difference >= 0 else "−") + form.format(abs(difference))
+        change = ("+" if difference >= 0 else "−") + number(abs(difference))
     return [name, *values, change]
 
 
@@ -369,9 +391,7 @@ def _data(record: RunRecord) -> list[str]:
     if accounting.tokens:
         lines += token_lines(accounting)
         parts.append(
-            share_bar(
-                "Trained tokens", accounting.trained_tokens / accounting.tokens, trained=True
-            )
+            share_bar("Trained tokens", accounting.trained_tokens / accounting.tokens, trained=True)
         )
     cost = record.cost
     if cost.tokens:
@@ -381,7 +401,10 @@ def _data(record: RunRecord) -> list[str]:
             "earlier turns, is computed once.</p>"
         )
     told = [notes(start.notes)] if start is not None and start.notes else []
-    return [lines_table(lines), *parts, *told]
+    return [
+        f'<div class="halves">{lines_table(lines)}<div>{"".join(parts)}</div></div>',
+        *told,
+    ]
 
 
 def _sample(record: RunRecord) -> list[str]:
@@ -390,17 +413,22 @@ def _sample(record: RunRecord) -> list[str]:
 
 
 def _incidents(record: RunRecord) -> list[str]:
-    told = [each for each in record.incidents if each.event != "resume"]
+    told = record.incidents
     if not told:
         return ['<p class="soft">None.</p>']
     shown = told[-INCIDENTS_SHOWN:]
     rows = "\n".join(
-        f"<tr><td>{moment(each.time)}</td><td>{prose(each.message)}</td></tr>"
-        for each in shown
+        f"<tr><td>{moment(each.time)}</td><td>{prose(_told(each))}</td></tr>" for each in shown
     )
     left_out = len(told) - len(shown)
     more = f'<p class="soft">The first {left_out:,} are left out.</p>' if left_out else ""
     return [more + card(f'<table class="happened">\n{rows}\n</table>')]
+
+
+def _told(incident: Incident) -> str:
+    if incident.event == "resume":
+        return f"went on after step {incident.step}"
+    return incident.message
 
 
 def _cost(record: RunRecord) -> Iterable[tuple[str, str]]:
@@ -433,6 +461,8 @@ def _settings(record: RunRecord) -> list[str]:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "\n".join(map(_value, value)) or "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -463,9 +493,14 @@ def _environment(record: RunRecord) -> Iterable[tuple[str, str]]:
                 yield "peak expected", f"{size(memory.expected_peak_bytes)} of {budget}"
         if plan.prepacked is not None:
             yield "weights", plan.prepacked.reason
-    for name in ("data", "tokenizer", "template", "base"):
-        if name in record.hashes:
-            yield f"{name}, SHA-256", record.hashes[name]
+
+
+def _fingerprints(record: RunRecord) -> list[str]:
+    names = ("data", "tokenizer", "template", "base")
+    found = [(name, record.hashes[name]) for name in names if name in record.hashes]
+    if not found:
+        return []
+    return [f"<details><summary>SHA-256 of what went in</summary>{_named(found)}</details>"]
 
 
 def _named(rows: Iterable[Sequence[str]]) -> str:
@@ -506,7 +541,9 @@ def _use(record: RunRecord, adapter: SavedAdapter, path: str) -> list[str]:
 def _python(model: str, folder: str, adapter: SavedAdapter, architecture: str | None) -> str:
     messages = [{"role": "system", "content": adapter.system}] if adapter.system else []
     messages.append({"role": "user", "content": "Hello!"})
-    ours = "\nfrom myna.models.bluelm import register\n\nregister()\n" if architecture == OURS else ""
+    ours = (
+        "\nfrom myna.models.bluelm import register\n\nregister()\n" if architecture == OURS else ""
+    )
     ends = f", eos_token_id={list(adapter.stop_ids)}" if adapter.stop_ids else ""
     return f"""from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -534,4 +571,3 @@ def _vllm(model: str, folder: str, name: str, rank: int) -> str:
 
 def _command(title: str, content: str) -> list[str]:
     return [f"<h3>{text(title)}</h3>", card(f'<pre class="command">{prose(content)}</pre>')]
-

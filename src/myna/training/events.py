@@ -86,9 +86,9 @@ def _ends_with_newline(path: Path) -> bool:
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """The events that count, in order.
 
-    After a resume at step k, earlier `step`, `eval` and `checkpoint` lines above k are void and left
-    out; so are those of a process that ended before its first checkpoint, once another has begun
-    at step 1. A torn line is ignored.
+    After a resume at step k, earlier `step`, `eval` and `checkpoint` lines above k are void and
+    left out; so are those of a process that ended before its first checkpoint, once another has
+    begun at step 1. A torn line is ignored.
     """
     entries: list[dict[str, Any]] = []
     last = 0  # step of the last step line that counts
