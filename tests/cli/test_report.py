@@ -51,7 +51,7 @@ def test_training_ends_with_a_page_of_what_was_trained(job: Path, tiny_model: Pa
     directory, said = run(job, "report_to=tensorboard")
     assert "runs/job/report.html      how it went, as a page for a browser" in said
     page = directory.report.read_text(encoding="utf-8")
-    assert 'class="state finished"' in page and "5 of 5" in page
+    assert 'class="state finished"' in page and "<b>5</b><span>of 5 steps" in page
     steps = [each for each in read_events(directory.events) if each["event"] == "step"]
     trained = sum(each["trained_tokens"] for each in steps)
     assert f"<th>tokens trained</th><td>{trained:,}</td>" in page
@@ -111,11 +111,11 @@ def test_a_run_that_was_stopped_has_a_page_and_so_has_the_resumed_one(
     directory = RunDir(Path("runs/job"))
     assert not directory.report.exists()
     page = made(directory)
-    assert 'class="state stopped"' in page and "3 of 5" in page and "Use it" not in page
+    assert 'class="state stopped"' in page and "<b>3</b><span>of 5 steps" in page and "Use it" not in page
     assert "<code>myna train runs/job</code> goes on from the last checkpoint" in page
     run(job)
     page = directory.report.read_text(encoding="utf-8")
-    assert 'class="state finished"' in page and "5 of 5" in page
+    assert 'class="state finished"' in page and "<b>5</b><span>of 5 steps" in page
     assert "<th>resumed</th><td>once</td>" in page
 
 
