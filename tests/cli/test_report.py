@@ -111,7 +111,11 @@ def test_a_run_that_was_stopped_has_a_page_and_so_has_the_resumed_one(
     directory = RunDir(Path("runs/job"))
     assert not directory.report.exists()
     page = made(directory)
-    assert 'class="state stopped"' in page and "<b>3</b><span>of 5 steps" in page and "Use it" not in page
+    assert (
+        'class="state stopped"' in page
+        and "<b>3</b><span>of 5 steps" in page
+        and "Use it" not in page
+    )
     assert "<code>myna train runs/job</code> goes on from the last checkpoint" in page
     run(job)
     page = directory.report.read_text(encoding="utf-8")

@@ -293,7 +293,8 @@ def _adapter(folder: Path) -> SavedAdapter | None:
     settings = _json(folder / "adapter_config.json")
     if settings is None:
         return None
-    return _as(SavedAdapter, settings | (_json(folder / "myna.json") or {}), folder)
+    saved: SavedAdapter = _as(SavedAdapter, settings | (_json(folder / "myna.json") or {}), folder)
+    return saved
 
 
 def _events(path: Path) -> dict[str, Any]:
@@ -325,9 +326,10 @@ def _json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return _as(dict[str, Any], json.loads(path.read_bytes()), path)
+        content: dict[str, Any] = _as(dict[str, Any], json.loads(path.read_bytes()), path)
     except (OSError, ValueError) as error:
         raise StorageError(f"{path}: cannot be read as JSON: {error}.") from None
+    return content
 
 
 def _as(kind: Any, content: Any, path: Path) -> Any:

@@ -62,7 +62,7 @@ class TensorBoard:
     def __init__(self, run: TrackedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(
             str(run.folder / "tensorboard"), purge_step=run.first_step
         )
 
