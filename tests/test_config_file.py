@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from myna.config import Config, DataEntry, flatten, is_free, leaves
-from myna.config_file import ALIASES, load_config
+from myna.config_file import ALIASES, load_config, stored_settings
 from myna.errors import ConfigError
 
 
@@ -153,6 +153,7 @@ def test_every_setting_has_its_help() -> None:
         "train.keep_checkpoints",
         "train.save_on_each_node",
         "notify",
+        "report_to",
     }
 
 
@@ -426,3 +427,45 @@ def test_a_template_is_a_name_or_a_path(tmp_path: Path) -> None:
     ):
         path = write(tmp_path, f"model: m\ndata: d.json\ntemplate: {given}\n")
         assert load_config(path, [], {}).config.template == expected
+
+
+def test_stored_settings_are_the_values_and_where_each_came_from(tmp_path: Path) -> None:
+    path = write(tmp_path, 'model: m\ndata: d.json\nsystem: "a  # b\\n: 甄嬛"\nlora_r: 4\n')
+    resolved = load_config(path, ["held_out=0.25"])
+    found = stored_settings(write(tmp_path, resolved.to_yaml(), "config.yaml"))
+    assert {setting.name: setting.value for setting in found} == flatten(resolved.config)
+    sources = {setting.name: setting.source for setting in found}
+    assert sources["system"] == f"{path} line 3"
+    assert sources["lora.rank"] == f"{path} line 4 (lora_r)"
+    assert sources["held_out"] == "command line" and sources["train.seed"] == "default"
+
+
+def test_a_stored_setting_that_myna_did_not_write_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: m  # default\n", "config.yaml")
+    with pytest.raises(ConfigError) as caught:
+        stored_settings(path)
+    assert str(caught.value) == (
+        f"{path} line 1: found 'model: m  # default'; expected a name, a JSON value and where it "
+        "came from, as myna wrote them."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "trackers"),
+    [
+        ("tensorboard", ["tensorboard"]),
+        ("[tensorboard]", ["tensorboard"]),
+        ("none", []),
+        ("null", []),
+        ("[]", []),
+    ],
+)
+def test_trackers_are_named_as_in_trainer(tmp_path: Path, text: str, trackers: list[str]) -> None:
+    path = write(tmp_path, f"model: m\ndata: d\nreport_to: {text}\n")
+    assert load_config(path).config.report_to == trackers
+
+
+def test_a_tracker_that_there_is_not_is_refused(job: Path) -> None:
+    assert error(job, "report_to=comet_ml") == (
+        "command line: report_to is 'comet_ml'; expected to be 'tensorboard', 'wandb' or 'mlflow'."
+    )

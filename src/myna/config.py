@@ -40,6 +40,12 @@ def _shape_of_entry(value: Any) -> str:
     return "entry" if isinstance(value, (Mapping, DataEntry)) else "path"
 
 
+def _trackers(value: Any) -> Any:
+    if value is None or value == "none":
+        return []
+    return [value] if isinstance(value, str) else value
+
+
 def _checkpointing(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     try:
         return validate(value)
@@ -271,6 +277,13 @@ class Config(Part):
     distinct prompt. 0 keeps none."""
     notify: Annotated[str | None, Field(json_schema_extra=FREE)] = None
     """Told when the run ends or fails, as JSON: a webhook (http or https) or a command line."""
+    report_to: Annotated[
+        list[Literal["tensorboard", "wandb", "mlflow"]],
+        BeforeValidator(_trackers),
+        Field(json_schema_extra=FREE),
+    ] = []
+    """Where else numbers and settings go while it runs: `tensorboard` (files in the run's folder
+    `tensorboard`), `wandb`, `mlflow`, a list of these, or `none`."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; `auto` takes CUDA, then mps, then the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

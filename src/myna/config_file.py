@@ -130,6 +130,41 @@ class ResolvedConfig:
 
 
 @dataclass(frozen=True)
+class StoredSetting:
+    """One line of a stored config.yaml."""
+
+    name: str
+    """Dotted, as in `leaves`."""
+    value: Any
+    source: str
+    """Where it came from: `default`, a file and its line, the command line."""
+
+
+def stored_settings(path: Path) -> list[StoredSetting]:
+    """The lines that `ResolvedConfig.to_yaml` wrote; ConfigError where one is something else."""
+    found: list[StoredSetting] = []
+    section = ""
+    for number, line in enumerate(path.read_text("utf-8", "replace").split("\n"), 1):
+        key, _, rest = line.partition(":")
+        text, _, source = rest.strip().rpartition("  # ")
+        if not key.strip():
+            continue
+        if not rest.strip():
+            section = f"{key}."
+            continue
+        try:
+            value = json.loads(text)
+        except ValueError:
+            raise ConfigError(
+                f"{path} line {number}: found {line.strip()!r:.80}; expected a name, a JSON value "
+                "and where it came from, as myna wrote them."
+            ) from None
+        name = f"{section}{key.strip()}" if line.startswith(" ") else key
+        found.append(StoredSetting(name, value, source))
+    return found
+
+
+@dataclass(frozen=True)
 class _Entry:
     value: Any
     source: str

@@ -1,8 +1,8 @@
 """The run directory: its layout, its lock, and how files get into it without being half written.
 
     runs/NAME/
-      config.yaml   plan.json   data.json   events.jsonl   run.lock
-      checkpoints/step-00000100/   adapter/   loss.png   evaluation.json
+      config.yaml   plan.json   data.json   sample.json   events.jsonl   run.lock
+      checkpoints/step-00000100/   adapter/   loss.png   report.html   evaluation.json
 
 Owns names and safe writing. What stands in the files belongs to the modules that fill them.
 """
@@ -43,6 +43,11 @@ class RunDir:
         return self.path / "data.json"
 
     @property
+    def sample(self) -> Path:
+        """A few rows as they are trained, token by token."""
+        return self.path / "sample.json"
+
+    @property
     def events(self) -> Path:
         """What happened, one JSON object a line."""
         return self.path / "events.jsonl"
@@ -66,6 +71,11 @@ class RunDir:
     def loss_plot(self) -> Path:
         """The loss curve as a picture."""
         return self.path / "loss.png"
+
+    @property
+    def report(self) -> Path:
+        """All that is known of the run as one page."""
+        return self.path / "report.html"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -10,9 +10,10 @@ from myna.data.dataset import Dataset, encode_dataset
 from myna.data.encode import Encoder
 from myna.data.faults import Fault
 from myna.data.formats import Rows
-from myna.data.page import MAX_SHOWN, page
+from myna.data.page import page
 from myna.data.statistics import count_everything
 from myna.data.templates import choose_template
+from myna.data.web_page import MAX_SHOWN
 
 VOID = {"meta", "line", "br", "hr", "img", "link", "input"}
 

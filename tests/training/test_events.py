@@ -74,3 +74,26 @@ def test_a_full_disk_delays_lines_and_loses_none(
         log.emit("step", step=5)
     with pytest.raises(StorageError, match="cannot be written"):
         EventLog(tmp_path / "gone" / "events.jsonl")
+
+
+def test_steps_of_a_process_that_left_no_checkpoint_are_void_when_another_begins(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "events.jsonl"
+    with EventLog(path) as log:
+        for step in (1, 2, 3):
+            log.emit("step", step=step)
+        log.emit("eval", step=3)
+    with EventLog(path) as log:
+        log.emit("step", step=1)
+        log.emit("step", step=2)
+    assert steps(path) == [("step", 1), ("step", 2)]
+
+
+def test_a_listener_that_comes_later_hears_the_rest(tmp_path: Path) -> None:
+    heard: list[dict[str, object]] = []
+    with EventLog(tmp_path / "events.jsonl") as log:
+        log.emit("step", step=1)
+        log.listen(heard.append)
+        log.emit("step", step=2)
+    assert [event["step"] for event in heard] == [2]

@@ -59,7 +59,12 @@ def demo_config(output: Path) -> ResolvedConfig:
             logging_steps=40,
         ),
     )
-    return ResolvedConfig(config, dict.fromkeys(("model", "data", "output"), "myna demo"), None)
+    names = [
+        *(config.model_fields_set - {"lora", "train"}),
+        *(f"lora.{name}" for name in config.lora.model_fields_set),
+        *(f"train.{name}" for name in config.train.model_fields_set),
+    ]
+    return ResolvedConfig(config, dict.fromkeys(names, "myna demo"), None)
 
 
 def is_demo(config: Config) -> bool:

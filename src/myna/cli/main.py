@@ -325,6 +325,20 @@ def evaluate(
 
 
 @app.command()
+def report(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Page to write. Default: RUN/report.html.")
+    ] = None,
+) -> None:
+    """Make a page of a run: curves, answers, data, settings, cost, and how to use it."""
+    from myna.cli import report as command
+    from myna.cli.terminal import console
+
+    command.run(source, output, console=console)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
 ) -> None:

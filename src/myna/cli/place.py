@@ -48,8 +48,10 @@ def say_if_finished(resolved: ResolvedConfig, console: Console) -> bool:
 
 def show_result(directory: RunDir, console: Console) -> None:
     """Where the adapter is and what to do with it."""
+    run = short(directory.path)
+    report = short(directory.report) if directory.report.is_file() else f"myna report {run}"
     console.print(
         f"The adapter is in {short(directory.adapter)}\n"
-        f"  myna chat {short(directory.path)}      talk to it\n"
-        f"  {short(directory.loss_plot)}      how the loss went"
+        f"  myna chat {run}      talk to it\n"
+        f"  {report}      how it went, as a page for a browser"
     )

@@ -1,4 +1,4 @@
-"""What a finished run leaves: the adapter folder, whole, and the picture of its loss.
+"""What a finished run leaves: the adapter folder, whole.
 
 Owns what lies in `adapter/` beside the adapter itself: tokenizer, chat template and model card, so
 that any engine that loads the folder sends the model the text it was trained on.
@@ -14,9 +14,7 @@ from myna.cli.preparation import Prepared
 from myna.config import Config
 from myna.lora.adapter_file import AdapterMetadata, save_adapter
 from myna.models.tokenizer import save_tokenizer
-from myna.report.plots import plot_loss
 from myna.run_dir import RunDir, written_aside
-from myna.training.events import read_events
 
 
 def write_adapter(
@@ -49,11 +47,6 @@ def write_adapter(
         tokenizer.chat_template = template.saved_source
         save_tokenizer(tokenizer, folder)
         (folder / "README.md").write_text(_model_card(config, prepared), encoding="utf-8")
-
-
-def draw_loss(directory: RunDir) -> None:
-    """Draw `loss.png` from the run's events."""
-    plot_loss(read_events(directory.events), directory.loss_plot)
 
 
 def _model_card(config: Config, prepared: Prepared) -> str:

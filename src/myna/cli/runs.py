@@ -43,7 +43,7 @@ class RunState:
 
 def list_runs(root: Path) -> list[RunState]:
     """The runs directly under `root`, the last one that did something first."""
-    found = [_state(RunDir(path)) for path in root.iterdir()] if root.is_dir() else []
+    found = [run_state(RunDir(path)) for path in root.iterdir()] if root.is_dir() else []
     return sorted((run for run in found if run), key=lambda run: run.seconds_since)
 
 
@@ -79,8 +79,8 @@ def show(root: Path, *, as_json: bool, console: Console) -> None:
             console.print(f"{run.path}: {run.message}", style="dim", markup=False, soft_wrap=True)
 
 
-def _state(directory: RunDir) -> RunState | None:
-    """None where the folder is no run."""
+def run_state(directory: RunDir) -> RunState | None:
+    """How a run stands; None where the folder is no run."""
     lock = directory.path / "run.lock"
     if not lock.is_file():
         return None

@@ -21,7 +21,8 @@ from myna.cli.place import output_of, short, show_result
 from myna.cli.preparation import Prepared, prepare_rows, sources_of
 from myna.cli.progress import TrainingDisplay
 from myna.cli.remote_code import warn_of_remote_code
-from myna.cli.result import draw_loss, write_adapter
+from myna.cli.report import draw_pictures
+from myna.cli.result import write_adapter
 from myna.cli.resumption import (
     Change,
     changed_inputs,
@@ -37,11 +38,12 @@ from myna.cli.resumption import (
 )
 from myna.cli.signals import signals_noted
 from myna.cli.terminal import console as terminal
-from myna.config import Config, LoraConfig, TrainConfig
+from myna.config import Config, LoraConfig, TrainConfig, flatten
 from myna.config_file import ResolvedConfig
 from myna.data.held_out import split_held_out
 from myna.data.loader import Draws, rows_of_steps, steps_per_epoch
 from myna.data.preview import preview
+from myna.data.sample import write_sample
 from myna.data.store import Examples
 from myna.device import Compute, choose_compute, environment, failing_allocations
 from myna.distributed.group import Group, join_group
@@ -56,6 +58,7 @@ from myna.lora.initial import check_init
 from myna.lora.inject import Injected, inject
 from myna.models.frozen import fuse_frozen
 from myna.models.load import fingerprint_of, load_model
+from myna.report.trackers import TrackedRun, check_trackers, tracked
 from myna.run_dir import RunDir, next_free
 from myna.training.checkpoint import State, checkpoint_bytes, latest_checkpoint
 from myna.training.computation import FILLED_TO, Computation, choose_computation, compile_layers
@@ -109,11 +112,12 @@ def run(
     group = join_group()
     if not group.is_first:
         console = Console(quiet=True)
+    writes = group.writes(on_each_node=config.train.save_on_each_node)
     if options.trust_remote_code:
         warn_of_remote_code(config.model, console)
     try:
         with ExitStack() as stack:
-            if group.writes(on_each_node=config.train.save_on_each_node) and not options.dry_run:
+            if writes and not options.dry_run:
                 stack.enter_context(directory.locked())
             group.wait()
             changes: list[Change] = []
@@ -126,6 +130,8 @@ def run(
                 result = _train(resolved, directory, group, console, options, changes)
     finally:
         group.close()
+    if result is not None and writes:
+        draw_pictures(directory, console)
     if not options.dry_run:
         show_result(directory, console)
     return FinishedRun(directory, result)
@@ -184,6 +190,7 @@ def _train_told(
 
     check_init(config.lora.init, config.lora.rank)
     metrics = parse_metrics(config.train.metrics)
+    check_trackers(config.report_to)
     prepared = prepare_rows(config, trust_remote_code=options.trust_remote_code, console=console)
     base = fingerprint_of(config.model, trust_remote_code=options.trust_remote_code)
     identity = prepared.hashes | {"base": base} | versions()
@@ -254,16 +261,21 @@ def _train_told(
         directory.check_room(checkpoint_bytes(injected.model))
     if (measures or changes) and writes:
         accounting = prepared.dataset.accounting.to_json()
+        write_sample(directory.sample, train_rows, prepared.dataset.tokenizer)
         write_description(directory, resolved, accounting, identity, measured)
+    first_step = 1 if checkpoint is None else checkpoint.state.step + 1
     display = TrainingDisplay(
         console,
         total_steps=total_steps,
-        first_step=1 if checkpoint is None else checkpoint.state.step + 1,
+        first_step=first_step,
         logging_steps=config.train.logging_steps,
     )
     listeners = [display, replans_noted(directory)] if writes else [display]
+    trackers = config.report_to if group.is_first else []
+    run = TrackedRun(directory.path, str(measured["run"]), flatten(config), first_step)
     with (
         EventLog(directory.events if writes else None, *listeners) as events,
+        tracked(trackers, run, events),
         signals_noted(console) as stop,
         failing_allocations(device.type),
         display,
@@ -273,10 +285,15 @@ def _train_told(
             version=__version__,
             torch=torch.__version__,
             model=config.model,
+            model_type=injected.model.config.model_type,
             trainable=injected.trainable,
             parameters=injected.total,
             total_steps=total_steps,
             processes=group.size,
+            train_rows=len(train_rows),
+            held_out_rows=len(held_out_rows),
+            notes=[*prepared.dataset.notes, *notes],
+            environment=environment(),
         )
         events.emit("plan", **measured)
         for message in warnings:
@@ -303,7 +320,6 @@ def _train_told(
             evaluate=judge,
         )
         if writes:
-            draw_loss(directory)
             write_adapter(
                 directory, config, prepared, injected.model, injected.initial, base, built.forced
             )

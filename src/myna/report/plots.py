@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from myna.report.curves import trend
 from myna.run_dir import write_file
 
 INK = "#1f4e79"
@@ -27,10 +28,9 @@ def plot_loss(events: Iterable[dict[str, Any]], path: Path) -> None:
     evaluations = [event for event in events if event["event"] == "eval"]
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    numbers = [event["step"] for event in steps]
-    losses = [event["loss"] for event in steps]
-    axes.plot(numbers, losses, color=INK, alpha=0.3, linewidth=0.8, label="each step")
-    axes.plot(numbers, _trend(losses), color=INK, linewidth=1.8, label="trend")
+    losses = [(event["step"], event["loss"]) for event in steps]
+    axes.plot(*_columns(losses), color=INK, alpha=0.3, linewidth=0.8, label="each step")
+    axes.plot(*_columns(trend(losses)), color=INK, linewidth=1.8, label="trend")
     if evaluations:
         axes.plot(
             [event["step"] for event in evaluations],
@@ -53,8 +53,5 @@ def plot_loss(events: Iterable[dict[str, Any]], path: Path) -> None:
     write_file(path, picture.getvalue())
 
 
-def _trend(losses: list[float]) -> list[float]:
-    """The mean of the losses around each step, over about a twentieth of the run."""
-    reach = max(1, len(losses) // 40)
-    windows = (losses[max(0, at - reach) : at + reach + 1] for at in range(len(losses)))
-    return [sum(window) / len(window) for window in windows]
+def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]

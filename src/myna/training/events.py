@@ -26,7 +26,7 @@ class EventLog:
 
     def __init__(self, path: Path | None, *listeners: Listener) -> None:
         self._path = path
-        self._listeners = listeners
+        self._listeners = list(listeners)
         self._waiting = b""
         self._descriptor: int | None = None
         if path is None:
@@ -38,12 +38,16 @@ class EventLog:
         except OSError as error:
             raise StorageError(f"{path}: cannot be written: {error.strerror}.") from error
 
+    def listen(self, listener: Listener) -> None:
+        """Tell `listener` of the events from now on."""
+        self._listeners.append(listener)
+
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event; the line is handed to the system before this returns, if it takes it."""
         entry = {"time": round(time.time(), 3), "event": event, **fields}
         self._waiting += json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         self._write()
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener(entry)
 
     def _write(self) -> OSError | None:
@@ -82,10 +86,12 @@ def _ends_with_newline(path: Path) -> bool:
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """The events that count, in order.
 
-    After a resume at step k, earlier `step` and `eval` lines above k are void and left out; a torn
-    line is ignored.
+    After a resume at step k, earlier `step`, `eval` and `checkpoint` lines above k are void and
+    left out; so are those of a process that ended before its first checkpoint, once another has
+    begun at step 1. A torn line is ignored.
     """
     entries: list[dict[str, Any]] = []
+    last = 0  # step of the last step line that counts
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
@@ -93,11 +99,19 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
             if entry["event"] == "resume":
-                entries = [
-                    kept
-                    for kept in entries
-                    if kept["event"] not in ("step", "eval", "checkpoint")
-                    or kept["step"] <= entry["step"]
-                ]
+                entries, last = _up_to(entries, entry["step"]), entry["step"]
+            elif entry["event"] == "step":
+                if entry["step"] <= last:
+                    entries = _up_to(entries, entry["step"] - 1)
+                last = entry["step"]
             entries.append(entry)
     yield from entries
+
+
+def _up_to(entries: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    """Without what belongs to later steps."""
+    return [
+        entry
+        for entry in entries
+        if entry["event"] not in ("step", "eval", "checkpoint") or entry["step"] <= step
+    ]
