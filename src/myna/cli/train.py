@@ -45,12 +45,13 @@ from myna.data.store import Examples
 from myna.device import Compute, choose_compute, environment, failing_allocations
 from myna.distributed.group import Group, join_group
 from myna.errors import ConfigError, Interrupted, MynaError
+from myna.export.origin import quantised_note
 from myna.lora.adapter_file import check_origin, inject_from, read_adapter
 from myna.lora.fused import fuse, fuse_projections, prepack_weights, prepacking
 from myna.lora.initial import check_init
 from myna.lora.inject import Injected, inject
 from myna.models.frozen import fuse_frozen
-from myna.models.load import fingerprint_of, load_model
+from myna.models.load import fingerprint_of, load_config, load_model
 from myna.run_dir import RunDir, next_free
 from myna.training.checkpoint import State, checkpoint_bytes, latest_checkpoint
 from myna.training.computation import FILLED_TO, Computation, choose_computation, compile_layers
@@ -179,6 +180,9 @@ def _train_told(
 
     check_init(config.lora.init, config.lora.rank)
     prepared = prepare_rows(config, trust_remote_code=options.trust_remote_code, console=console)
+    of_base = load_config(config.model, trust_remote_code=options.trust_remote_code)
+    if (note := quantised_note(of_base)) is not None:
+        console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
     base = fingerprint_of(config.model, trust_remote_code=options.trust_remote_code)
     identity = prepared.hashes | {"base": base} | versions()
     if directory.data.exists():
