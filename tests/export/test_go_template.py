@@ -127,7 +127,7 @@ def named(name: str) -> ChatTemplate:
     return choose_template(tokenizer, None, override=name)
 
 
-@pytest.mark.parametrize("name", sorted(set(BUILT_IN) - {"yuan2"}))
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
 def test_built_in_templates(name) -> None:
     check(named(name))
 
@@ -188,17 +188,9 @@ def test_templates_that_are_more_than_pieces(reason) -> None:
     assert text.endswith("`--to gguf` keeps it as it is, for llama.cpp's own server.")
 
 
-def test_yuan_writes_earlier_answers_otherwise() -> None:
-    """Its separators depend on the place in the conversation, not on the roles alone."""
-    try:
-        check(named("yuan2"))
-    except ConfigError as error:
-        assert "cannot be translated for Ollama" in str(error)
-
-
 def test_a_beginning_that_the_engine_adds() -> None:
     pieces = cut_out(named("bluelm"))
     assert pieces.between["", "user"] == "<s>[|Human|]:"
     without = pieces.without_beginning("<s>")
     assert without.between["", "user"] == without.between["", "system"] == "[|Human|]:"
-    assert without.between["assistant", "user"] == "</s>[|Human|]:"
+    assert without.between["assistant", "user"] == "<|im_end|>[|Human|]:"

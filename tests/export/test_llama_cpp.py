@@ -4,6 +4,7 @@ Needs llama-cpp-python, which is built from source and is no dependency; skipped
 """
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ AWKWARD = (
 
 
 def open_gguf(path: Path, **options: Any) -> Any:
+    # It keeps keys and values in float16 unless told otherwise.
+    exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     return llama_cpp.Llama(
-        str(path), n_ctx=256, logits_all=True, n_threads=1, verbose=False, seed=0, **options
+        str(path), n_ctx=256, logits_all=True, n_threads=1, verbose=False, seed=0, **exact, **options
     )
 
 
@@ -75,7 +78,7 @@ def test_bluelm_says_what_the_published_code_said(golden_base, tmp_path, name) -
         assert greedy(model, row, 16) == wanted
     ids = expected["single.input_ids"][0].tolist()
     difference = np.abs(logits(model, ids) - expected["single.logits"][0].numpy()).max()
-    assert difference < 2e-3
+    assert difference < 5e-5
 
 
 def test_bluelm_with_its_own_tokenizer(golden_base, tmp_path) -> None:
@@ -91,6 +94,8 @@ def test_bluelm_with_its_own_tokenizer(golden_base, tmp_path) -> None:
 
 def check_ids(model: Any, origin: Any) -> None:
     for text in AWKWARD:
+        if origin.adapter is not None:  # Qwen's tokenizer composes accents, llama.cpp does not
+            text = unicodedata.normalize("NFC", text)
         prompt = origin.encoder.prompt([Message("user", text)])
         begins = origin.begins_with_bos
         written = prompt.text
@@ -142,9 +147,8 @@ def test_families_in_every_number_format(make_base, make_adapter, tmp_path, fami
         check_ids(model, origin)
         found = torch.log_softmax(torch.tensor(logits(model, texts[0])).double(), -1)
         worst[kind] = float((wanted.exp() * (wanted - found)).sum(-1).mean())
-    # llama.cpp keeps keys and values in float16, whatever the weights are in.
-    assert worst["f32"] < 1e-5 and worst["f16"] < 1e-4, worst
-    assert worst["bf16"] < 5e-3 and worst["q8_0"] < 5e-2, worst
+    assert worst["f32"] < 1e-10 and worst["f16"] < 3e-5, worst
+    assert worst["bf16"] < 2e-3 and worst["q8_0"] < 2e-2, worst
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -160,4 +164,4 @@ def test_an_adapter_on_a_file_of_its_base(make_base, make_adapter, tmp_path, fam
     with_adapter = open_gguf(tmp_path / "base.gguf", lora_path=str(tmp_path / "lora.gguf"))
     found = logits(with_adapter, ids)
     assert np.abs(plain - merged).max() > 0.3
-    assert np.abs(found - merged).max() < 5e-3
+    assert np.abs(found - merged).max() < 1e-4

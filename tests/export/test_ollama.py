@@ -38,7 +38,7 @@ def test_persona_stops_context_and_sampling(make_base, make_adapter, tmp_path) -
     settings = {"eos_token_id": [2, 1], "do_sample": True, "temperature": 0.7, "top_k": 20}
     (base / "generation_config.json").write_text(json.dumps(settings))
     adapter = with_persona(make_adapter(base), "You are a bird.\nSing.", stop_ids=(2,))
-    text, reader, _ = export(adapter, tmp_path / "bird")
+    text, _, _ = export(adapter, tmp_path / "bird")
     assert {path.name for path in (tmp_path / "bird").iterdir()} == {"Modelfile", "model.gguf"}
     assert "\nFROM ./model.gguf\n" in text
     assert quoted(text, "SYSTEM") == "You are a bird.\nSing."

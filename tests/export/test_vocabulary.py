@@ -160,7 +160,7 @@ REFUSED = [
     ),
     (
         prepending(),
-        "it changes texts first in a way that llama.cpp does not: ('Lowercase',) then "
+        "it changes texts first in a way that llama.cpp does not: ('Lowercase') then "
         "('Metaspace', '▁', 'never', False)",
     ),
 ]
