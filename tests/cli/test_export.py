@@ -1,15 +1,15 @@
 """`myna export`: what goes with what, and what is printed."""
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import gguf
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from myna.cli.export import run
+from myna.cli.main import app
 from myna.errors import ConfigError
 
 
@@ -52,11 +52,10 @@ def test_what_does_not_go_together(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_the_commands_words(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "myna.cli.main", "export", "x", str(tmp_path / "y"), "--to", "gguf"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.endswith("ends in .gguf.\n")
+    runner = CliRunner()
+    done = runner.invoke(app, ["export", "x", str(tmp_path / "y"), "--to", "gguf"])
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception).endswith("y: expected the name of a file that ends in .gguf.")
+    done = runner.invoke(app, ["merge", "x", str(tmp_path / "y")])
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception).startswith("x: neither a run (no adapter/) nor an adapter")

@@ -29,14 +29,6 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 MakeBase = Callable[..., Path]
 MakeAdapter = Callable[..., Path]
 
-LLAMA3_SCALING = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-
 
 def config_of(family: str, rows: int, **changes: Any) -> PreTrainedConfig:
     shape: dict[str, Any] = {
@@ -80,7 +72,9 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> MakeBase:
         tokenizer.save_pretrained(folder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(11)
-            model = AutoModelForCausalLM.from_config(config_of(family, len(tokenizer) + SPARE, **changes))
+            model = AutoModelForCausalLM.from_config(
+                config_of(family, len(tokenizer) + SPARE, **changes)
+            )
             for name, parameter in model.named_parameters():
                 if parameter.ndim == 1:  # norms and biases, which start as ones and zeros
                     parameter.data.add_(0.1 * torch.randn_like(parameter))

@@ -1,7 +1,7 @@
 """Program of test_killed.py: merges and exports in forked processes, killed at random moments.
 
-Prints one JSON object: how many trials ended with nothing under the final name, with all of it, with
-half of it, and what was left beside it after the next try.
+Prints one JSON object: how many trials ended with nothing under the final name, with all of it,
+with half of it, and what was left beside it after the next try.
 """
 
 import json

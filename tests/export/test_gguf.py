@@ -218,7 +218,7 @@ def test_special_tokens_template_and_tied_heads(make_base, tmp_path) -> None:
     assert field(reader, "tokenizer.ggml.add_eos_token") is False
     assert field(reader, "tokenizer.chat_template").startswith("{% for message in messages %}")  # type: ignore[union-attr]
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1, 9, 10]}))
-    with pytest.raises(ConfigError, match="4 tokens end its answers .* has places for three"):
+    with pytest.raises(ConfigError, match=r"4 tokens end its answers .* has places for three"):
         export(base, tmp_path / "other.gguf")
     assert not (tmp_path / "other.gguf").exists()
 

@@ -44,7 +44,14 @@ def open_gguf(path: Path, **options: Any) -> Any:
     # It keeps keys and values in float16 unless told otherwise.
     exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     return llama_cpp.Llama(
-        str(path), n_ctx=256, logits_all=True, n_threads=1, verbose=False, seed=0, **exact, **options
+        str(path),
+        n_ctx=256,
+        logits_all=True,
+        n_threads=1,
+        verbose=False,
+        seed=0,
+        **exact,
+        **options,
     )
 
 

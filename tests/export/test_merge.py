@@ -51,8 +51,13 @@ def merged(adapter: Path, out: Path, texts: list[list[int]], **options: object) 
 
 
 @pytest.mark.filterwarnings("ignore:.*tie.*:UserWarning", "ignore:Setting .save_embedding")
-@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "tied"),
+    [
+        *((variant, False) for variant in VARIANTS),
+        *((variant, True) for variant in ("plain", "head", "embedding", "whole modules")),
+    ],
+)
 def test_every_tensor_is_what_peft_makes_in_float64(
     make_base, make_adapter, tmp_path, texts, variant, tied
 ) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from myna import __version__
 from myna.errors import ConfigError
-from myna.export.go_template import Pieces, cut_out, to_go
 from myna.export.gguf import Kind, check_gguf, context_of, export_model
+from myna.export.go_template import Pieces, cut_out, to_go
 from myna.export.origin import Origin, check_target
 from myna.run_dir import remove_leftovers_of, write_file, written_aside
 

@@ -79,7 +79,7 @@ class Origin:
 
 
 def open_origin(source: str, *, needs_adapter: bool, force_base: bool = False) -> Origin:
-    """What `source` names: a run directory or an adapter folder; a model where no adapter is needed.
+    """What `source` names: a run directory, an adapter folder, or a model if no adapter is needed.
 
     Raises ConfigError for a source that is none of these, for a base that cannot be found, and for
     an adapter that was trained on something else than what is found now, unless `force_base`.
@@ -145,7 +145,7 @@ def quantised_note(config: PreTrainedConfig) -> str | None:
 
 
 def refuse_quantised(origin: Origin, what: str) -> None:
-    """Raise ConfigError for a base whose weights are stored in fewer bits than they were trained."""
+    """Raise ConfigError for a base whose weights are stored in fewer bits than they had."""
     if (method := quantisation(origin.config)) is not None:
         raise ConfigError(
             f"{origin.base}: its weights are quantised ({method}), and {what} needs them as they "

@@ -39,8 +39,8 @@ _INDEX = {_SAFETENSORS: "model.safetensors.index.json", _PICKLES: "pytorch_model
 
 
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq", ".cos_cached", ".sin_cached", "decoder.version")
-"""Of tensors that are recomputed from the config, or left by fairseq: no model of transformers has a
-place for them."""
+"""Of tensors that are recomputed from the config, or left by fairseq: no model of transformers has
+a place for them."""
 
 
 @dataclass(frozen=True)
