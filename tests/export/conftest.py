@@ -13,6 +13,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -50,6 +51,8 @@ def config_of(family: str, rows: int, **changes: Any) -> PreTrainedConfig:
             vocab_size=rows, n_positions=128, n_embd=48, n_layer=2, n_head=4,
             initializer_range=0.15, bos_token_id=None, eos_token_id=2,
         )  # fmt: skip
+    if family == "mixtral":
+        return MixtralConfig(**shape | {"num_local_experts": 2, "num_experts_per_tok": 1} | changes)
     kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
     if family == "qwen3":
         return Qwen3Config(**shape | {"head_dim": 32} | changes)

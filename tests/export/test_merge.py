@@ -12,10 +12,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from myna.errors import ConfigError, NonFiniteError, StorageError
+from myna.errors import ConfigError, MynaError, NonFiniteError, StorageError
 from myna.export import merge as merging
 from myna.export.merge import merge
 from myna.export.origin import built_in_prompts, open_origin
+from myna.export.verify import logits_of_folder
 from myna.models.load import load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -394,3 +395,60 @@ def test_questions_for_runs_without_held_out_rows(make_base) -> None:
     prompts = built_in_prompts(encoder)
     assert len(prompts) == 8 and len(set(prompts)) == 8
     assert encoder.tokenizer.decode(prompts[1]).startswith("<|im_start|>user\n你是谁？")
+
+
+def test_adapters_of_what_is_no_linear_layer(make_base, make_adapter, tmp_path, texts) -> None:
+    adapter = make_adapter(make_base())
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = "base_model.model.model.layers.0.mlp.experts.lora_{}.weight"
+    more = {name.format("A"): torch.ones(4, 64), name.format("B"): torch.ones(96, 4)}
+    save_file(tensors | more, file)
+    assert refused(adapter, tmp_path / "out", texts, ConfigError) == (
+        f"{adapter}: this adapter cannot be merged; it has tensors for what is no linear layer of "
+        "LlamaForCausalLM:\n  model.layers.0.mlp.experts\n  Use it as it is, with peft or "
+        "`myna chat`."
+    )
+
+
+def test_an_adapter_that_names_no_base(make_base, make_adapter) -> None:
+    adapter = make_adapter(make_base())
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = None
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError) as caught:
+        open_origin(str(adapter), needs_adapter=True)
+    assert str(caught.value) == (
+        f"{adapter / 'adapter_config.json'} names no base model.\n"
+        "  Write the folder or hub id of the base into base_model_name_or_path."
+    )
+
+
+def test_experts_stay_as_they_are_in_the_files(make_base, make_adapter, tmp_path, texts) -> None:
+    """transformers fuses the experts of Mixtral as it loads them; the files keep them apart."""
+    base = make_base("mixtral")
+    keys = load_file(base / "model.safetensors").keys()
+    assert "model.layers.0.block_sparse_moe.experts.1.w2.weight" in keys
+    adapter = make_adapter(base, target_modules=["q_proj", "o_proj"])
+    model = merged(adapter, tmp_path / "out", texts)
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == keys
+    wanted = peft_merged(base, adapter)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor.double(), wanted[name], atol=2e-6, rtol=2e-6, msg=name)
+
+
+def test_folders_that_do_not_load(make_base, tmp_path) -> None:
+    base = make_base()
+    weights = load_file(base / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError) as caught:
+        logits_of_folder(base, [[1]], "cpu", torch.float32)
+    assert str(caught.value) == (
+        "The merged model does not load whole (missing_keys: ['model.norm.weight']); nothing was "
+        "written.\n  transformers converts the weights of this architecture as it loads them, "
+        "which a merge does not do. Use the adapter as it is."
+    )
+    (base / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(MynaError, match=r"does not load with transformers .*a bug in myna"):
+        logits_of_folder(base, [[1]], "cpu", torch.float32)

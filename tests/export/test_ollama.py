@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import pytest
 
+import tiny_model
 from myna.demo.score import base_folder
 from myna.errors import ConfigError
 from myna.export.go_template import cut_out, to_go
@@ -74,3 +75,14 @@ def test_a_persona_that_cannot_be_quoted(make_base, make_adapter, tmp_path, pers
         "end it early.\n  Use --to gguf, or another text."
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stop_token_that_cannot_be_quoted(make_base, tmp_path) -> None:
+    base = make_base(tokenizer=tiny_model.byte_level_tokenizer('<"stop">'))
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
+    with pytest.raises(ConfigError) as caught:
+        export(base, tmp_path / "out")
+    assert str(caught.value) == (
+        """The Modelfile cannot hold the stop token '<"stop">': it has a quote or a line break.\n"""
+        "  Use --to gguf, which holds its id."
+    )

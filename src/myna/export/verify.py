@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -114,7 +115,7 @@ def logits_of_folder(
                 local_files_only=True,
                 trust_remote_code=False,
             )
-    except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
+    except (ValueError, ImportError, OSError, RuntimeError, SafetensorError) as error:
         raise MynaError(
             f"The merged model does not load with transformers ({type(error).__name__}: {error}); "
             "nothing was written. This is a bug in myna: please report it with the base's name."

@@ -245,7 +245,7 @@ def _adapter_changes(
         if layer not in scaling or not isinstance(base, nn.Linear | Conv1D | nn.Embedding):
             unknown.append(layer)
             continue
-        changes[f"{layer}.weight"] = (_update(base, parts, scaling[layer], layer, adapter),)
+        changes[f"{layer}.weight"] = (_update(base, parts, scaling[layer]),)
     if unknown:
         raise ConfigError(
             f"{adapter.folder}: this adapter cannot be merged; it has tensors for what is no "
@@ -262,16 +262,9 @@ def _adapter_changes(
     return changes
 
 
-def _update(
-    base: nn.Module, parts: Mapping[str, Tensor], scaling: float, layer: str, adapter: AdapterInfo
-) -> Change:
-    magnitude = parts.get("lora_magnitude_vector")
+def _update(base: nn.Module, parts: Mapping[str, Tensor], scaling: float) -> Change:
     if isinstance(base, nn.Embedding):
-        if magnitude is not None:
-            raise ConfigError(
-                f"{adapter.folder}: this adapter cannot be merged: it has DoRA on the embedding "
-                f"{layer}.\n  Use it as it is, with peft."
-            )
+        # Its B is (hidden, rank) and its A (rank, vocabulary); the table is (vocabulary, hidden).
         A, B = parts["lora_embedding_A"], parts["lora_embedding_B"]
         return partial(_added, B=A.T, A=B.T, scaling=scaling, magnitude=None, transposed=False)
     return partial(
@@ -279,7 +272,7 @@ def _update(
         B=parts["lora_B"],
         A=parts["lora_A"],
         scaling=scaling,
-        magnitude=magnitude,
+        magnitude=parts.get("lora_magnitude_vector"),
         transposed=isinstance(base, Conv1D),
     )
 
