@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-full lint format audit
+.PHONY: demo test test-full test-llama-cpp lint format audit
 
 demo: $(INSTALLED)  ## fine-tune the embedded model, show answers before and after
 	$(BIN)/myna demo
@@ -13,6 +13,10 @@ test: $(INSTALLED) lint  ## lint, types, tests
 
 test-full: $(INSTALLED) lint  ## the long forms too
 	$(BIN)/python -m pytest -q
+
+test-llama-cpp: $(INSTALLED)  ## exported files in llama.cpp itself, which is built from source (minutes)
+	$(BIN)/python -m pip install --quiet llama-cpp-python
+	$(BIN)/python -m pytest -q tests/export/test_llama_cpp.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ def test_from_a_run_to_a_model_that_plain_transformers_answers_with(
     lines = merge(directory, Path("merged"))
     assert lines[0] == "to compare on: 4 held-out rows of the run"
     assert re.fullmatch(
-        r"the same but for rounding: \d+ positions of 4 texts, compared in float32: KL divergence "
+        r"the same but for rounding: \d+ positions of 4 texts in float32: KL divergence "
         r"\d\.\de-\d\d in the mean, \d\.\de-\d\d at most; logits differ by \d\.\de-\d\d at most",
         lines[-2],
     )

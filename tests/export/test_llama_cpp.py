@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import tiny_model
 from myna.data.conversation import Message
 from myna.demo.score import base_folder, load_held_out, load_persona_path
 from myna.export.gguf import export_adapter, export_model
 from myna.export.merge import merge
 from myna.export.origin import open_origin
+from myna.models.tokenizer import load_tokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -172,3 +175,73 @@ def test_an_adapter_on_a_file_of_its_base(make_base, make_adapter, tmp_path, fam
     found = logits(with_adapter, ids)
     assert np.abs(plain - merged).max() > 0.3
     assert np.abs(found - merged).max() < 1e-4
+
+
+WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+RULES: dict[str, list[Any]] = {
+    "gpt-2": [WORDS],
+    "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA3), "isolated"), BYTES],
+    "qwen2": [pre_tokenizers.Split(Regex(LLAMA3.replace("{1,3}", "")), "isolated"), BYTES],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), WORDS],
+}
+
+
+def texts() -> list[str]:
+    rows = [json.loads(line) for line in load_persona_path().read_text().splitlines()]
+    return [*AWKWARD, *(json.dumps(row, ensure_ascii=False, indent=2) for row in rows[:300])]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_for_words_gives_the_same_ids(make_base, tmp_path, name) -> None:
+    """With merges learned under the rule, so that a word cut elsewhere is seen."""
+    backend = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(RULES[name])
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        special_tokens=["<pad>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([*texts(), *AWKWARD * 20], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<|im_end|>"
+    )
+    tokenizer.chat_template = tiny_model.CHATML
+    base = make_base(tokenizer=tokenizer)
+    origin = open_origin(str(base), needs_adapter=False)
+    export_model(origin, tmp_path / "out.gguf", "f16")
+    model = llama_cpp.Llama(str(tmp_path / "out.gguf"), vocab_only=True, verbose=False)
+    assert model.metadata["tokenizer.ggml.pre"] == name
+    for text in texts():
+        ours = origin.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert model.tokenize(text.encode(), add_bos=False, special=True) == ours, text
+    check_ids(model, origin)
+
+
+@pytest.mark.parametrize("scheme", ["always", "never", "first"])
+def test_sentencepiece_with_spaces_put_in_front_differently(make_base, tmp_path, scheme) -> None:
+    state = json.loads(
+        load_tokenizer(str(GOLDEN / "hub_like")).tokenizer.backend_tokenizer.to_str()
+    )
+    state["normalizer"] = None
+    backend = Tokenizer.from_str(json.dumps(state))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        pad_token="<pad>",
+    )  # fmt: skip
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}"
+        "[INST] {{ message.content }} [/INST]{% else %} {{ message.content }}{{ eos_token }}"
+        "{% endif %}{% endfor %}"
+    )
+    base = make_base(tokenizer=tokenizer)
+    origin = open_origin(str(base), needs_adapter=False)
+    export_model(origin, tmp_path / "out.gguf", "f16")
+    check_ids(llama_cpp.Llama(str(tmp_path / "out.gguf"), vocab_only=True, verbose=False), origin)

@@ -175,7 +175,10 @@ def _card(
     origin: Origin, weights: MergedWeights, agreement: Agreement, dtype: torch.dtype | None
 ) -> str:
     system = origin.encoder.system
-    persona = f"\nIt was trained with this system text:\n\n> {system}\n" if system else ""
+    persona = ""
+    if system:
+        quoted = system.replace("\n", "\n> ")
+        persona = f"\nIt was trained with this system text:\n\n> {quoted}\n"
     notes = "".join(f"- {note}.\n" for note in (*origin.notes, *weights.notes))
     stored = str(dtype or weights.dtype).removeprefix("torch.")
     base = origin.base if not Path(origin.base).is_dir() else Path(origin.base).name
@@ -188,7 +191,9 @@ tags: [lora, merged, myna]
 # {origin.name}: {base} with its adapter merged
 
 Made with myna {__version__}: the adapter was added in float32 to the base's original files, and the
-sums are stored in {stored}. Compared with base and adapter on {agreement}.
+sums are stored in {stored}. Base and adapter say the same but for rounding, on
+{agreement}.
+
 {notes}{persona}
 The tokenizer, the chat template and every id that ends an answer are those of the training.
 

@@ -73,9 +73,9 @@ class Agreement:
     def __str__(self) -> str:
         """As the command line prints it."""
         return (
-            f"{self.positions:,} positions of {self.texts} texts, compared in "
-            f"{_name(self.compared_in)}: KL divergence {self.mean_kl:.1e} in the mean, "
-            f"{self.largest_kl:.1e} at most; logits differ by {self.largest_difference:.1e} at most"
+            f"{self.positions:,} positions of {self.texts} texts in {_name(self.compared_in)}: KL "
+            f"divergence {self.mean_kl:.1e} in the mean, {self.largest_kl:.1e} at most; logits "
+            f"differ by {self.largest_difference:.1e} at most"
         )
 
 
