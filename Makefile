@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # Two processes with one thread each: more threads a process only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-full lint format audit
+.PHONY: demo test test-full test-llama-cpp lint format audit
 
 demo: $(INSTALLED)  ## fine-tune the embedded model, show answers before and after
 	$(BIN)/myna demo
@@ -15,6 +15,10 @@ test: $(INSTALLED) lint  ## lint, types, tests
 
 test-full: $(INSTALLED) lint  ## the long forms too
 	$(PYTEST)
+
+test-llama-cpp: $(INSTALLED)  ## exported files in llama.cpp itself, which is built from source (minutes)
+	$(BIN)/python -m pip install --quiet llama-cpp-python
+	$(BIN)/python -m pytest -q tests/export/test_llama_cpp.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

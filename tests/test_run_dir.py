@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from myna.errors import ConfigError, RunLockedError, StorageError
-from myna.run_dir import RunDir, newest_run, next_free, write_file, written_aside
+from myna.run_dir import (
+    RunDir,
+    file_written_aside,
+    newest_run,
+    next_free,
+    write_file,
+    written_aside,
+)
 
 
 def test_a_second_process_is_refused_and_told_which_one_holds_it(tmp_path: Path) -> None:
@@ -88,3 +95,21 @@ def test_newest_run_is_the_one_whose_adapter_came_last(tmp_path: Path) -> None:
     os.utime(tmp_path / "b" / "adapter", (10, 10))
     os.utime(tmp_path / "a" / "adapter", (20, 20))
     assert newest_run(tmp_path).path.name == "a"
+
+
+def test_a_large_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "model.gguf"
+    with file_written_aside(path) as aside:
+        aside.write_bytes(b"first")
+        assert not path.exists()
+    assert path.read_bytes() == b"first"
+    with pytest.raises(ValueError, match="halfway"), file_written_aside(path) as aside:
+        aside.write_bytes(b"sec")
+        raise ValueError("halfway")
+    with pytest.raises(StorageError) as caught, file_written_aside(path) as aside:
+        raise OSError(28, "No space left on device")
+    assert str(caught.value) == (
+        f"{path}: could not be written: [Errno 28] No space left on device."
+    )
+    assert path.read_bytes() == b"first"
+    assert list(path.parent.iterdir()) == [path]

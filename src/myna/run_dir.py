@@ -224,6 +224,53 @@ def written_aside(folder: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def file_written_aside(path: Path) -> Iterator[Path]:
+    """A file to write that becomes `path` on success and vanishes on failure.
+
+    For files that are too large for `write_file`. Raises StorageError with the path and the
+    system's reason.
+    """
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        make_folder(path.parent)
+        yield aside
+        _sync(aside)
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise StorageError(f"{path}: could not be written: {error}.") from error
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Remove what processes that were killed left beside `path` while they wrote it.
+
+    What a living process is writing there stays.
+    """
+    start = f".{path.name}.tmp-"
+    for left in path.parent.iterdir() if path.parent.is_dir() else ():
+        number = left.name.removeprefix(start)
+        if left.name.startswith(start) and number.isdecimal() and not _is_alive(int(number)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 def make_folder(folder: Path) -> None:
     """Make `folder` and what is missing above it, each name flushed to disk."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]

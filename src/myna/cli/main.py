@@ -339,6 +339,62 @@ def report(
 
 
 @app.command()
+def merge(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run or an adapter folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    dtype: Annotated[
+        Literal["float32"] | None,
+        typer.Option(help="Store every number in it. Default: as the base stores it."),
+    ] = None,
+    force_base: ForceBase = False,
+) -> None:
+    """Add an adapter to its base: one model that plain transformers loads.
+
+    Computed in float32 from the base's own files, then compared with base and adapter on held-out
+    rows of the run; refused, with nothing at OUT, where they differ by more than rounding.
+    """
+    from myna.cli import merge as command
+    from myna.cli.terminal import console
+
+    command.run(source, out, dtype=dtype, force_base=force_base, console=console)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A run, an adapter folder, or a model.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="FILE.gguf, or a folder for ollama.")],
+    to: Annotated[Literal["gguf", "ollama"], typer.Option(help="The program it is for.")],
+    kind: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"],
+        typer.Option("--type", help="How numbers are stored; q8_0 takes half of f16."),
+    ] = "f16",
+    adapter_only: Annotated[
+        bool,
+        typer.Option("--adapter-only", help="The adapter alone, for a GGUF of its base."),
+    ] = False,
+    force_base: ForceBase = False,
+) -> None:
+    """Write a model for llama.cpp (GGUF) or Ollama, with its template, stop tokens and persona.
+
+    What these programs would compute or read otherwise than it was trained is refused.
+    """
+    from myna.cli import export as command
+    from myna.cli.terminal import console
+
+    command.run(
+        source,
+        out,
+        to=to,
+        kind=kind,
+        adapter_only=adapter_only,
+        force_base=force_base,
+        console=console,
+    )
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
 ) -> None:

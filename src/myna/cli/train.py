@@ -52,12 +52,13 @@ from myna.evaluation.evaluate import HeldOutJudge
 from myna.evaluation.metrics import Metric, parse_metrics
 from myna.evaluation.rows import rows_of_examples
 from myna.inference.speaker import Speaker
+from myna.export.origin import quantised_note
 from myna.lora.adapter_file import check_origin, inject_from, read_adapter
 from myna.lora.fused import fuse, fuse_projections, prepack_weights, prepacking
 from myna.lora.initial import check_init
 from myna.lora.inject import Injected, inject
 from myna.models.frozen import fuse_frozen
-from myna.models.load import fingerprint_of, load_model
+from myna.models.load import fingerprint_of, load_config, load_model
 from myna.report.trackers import TrackedRun, check_trackers, tracked
 from myna.run_dir import RunDir, next_free
 from myna.training.checkpoint import State, checkpoint_bytes, latest_checkpoint
@@ -192,6 +193,9 @@ def _train_told(
     metrics = parse_metrics(config.train.metrics)
     check_trackers(config.report_to)
     prepared = prepare_rows(config, trust_remote_code=options.trust_remote_code, console=console)
+    of_base = load_config(config.model, trust_remote_code=options.trust_remote_code)
+    if (note := quantised_note(of_base)) is not None:
+        console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
     base = fingerprint_of(config.model, trust_remote_code=options.trust_remote_code)
     identity = prepared.hashes | {"base": base} | versions()
     if directory.data.exists():

@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from peft.tuners.tuners_utils import check_target_module_exists
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -226,6 +232,21 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     info = read_adapter(folder)
     _check_base(info, model)
     return _load(model, info, trainable=False, dropout=info.dropout)
+
+
+def with_places(model: PreTrainedModel, info: AdapterInfo) -> PeftModel:
+    """`model`, made on the meta device, with peft's layers of the adapter and no weights in them.
+
+    They know what the settings mean for each layer, such as its scaling. Raises ConfigError as
+    `load_adapter` does.
+    """
+    _check_base(info, model)
+    config = _peft_config(info)
+    config.init_lora_weights = True  # first values need weights, and there are none
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+        placed: Any = get_peft_model(model, config, adapter_name=ADAPTER)
+    assert isinstance(placed, PeftModel), f"peft made a {type(placed).__name__}"
+    return placed
 
 
 def inject_from(

@@ -37,8 +37,10 @@ _SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 _PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
 _INDEX = {_SAFETENSORS: "model.safetensors.index.json", _PICKLES: "pytorch_model.bin.index.json"}
 
-# Recomputed from the config, or a fairseq leftover: no model of transformers has a place for them.
-_IGNORED_SUFFIXES = ("rotary_emb.inv_freq", ".cos_cached", ".sin_cached", "decoder.version")
+
+IGNORED_SUFFIXES = ("rotary_emb.inv_freq", ".cos_cached", ".sin_cached", "decoder.version")
+"""Of tensors that are recomputed from the config, or left by fairseq: no model of transformers has
+a place for them."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,29 @@ def load_model(
     return LoadedModel(loaded, tuple(notes))
 
 
+@dataclass(frozen=True)
+class WeightFiles:
+    """Where the weights of a model are, as its publisher stored them."""
+
+    folder: Path
+    """The model's own."""
+    files: tuple[Path, ...]
+    """safetensors; in another folder where the model has pickles only, which were converted."""
+
+
+def weight_files(
+    model: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> WeightFiles:
+    """The files of a local folder or hub id that hold its weights.
+
+    Raises ConfigError where some are missing.
+    """
+    folder, weights = _find_weights(model, revision, trust_remote_code)
+    index = read_json(weights / _INDEX[_SAFETENSORS])
+    names = sorted(set(index.get("weight_map", {}).values())) or [_SAFETENSORS[0]]
+    return WeightFiles(folder, tuple(weights / name for name in names))
+
+
 def fingerprint_of(
     model: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> str:
@@ -182,10 +207,18 @@ def fingerprint_of(
 
     Raises ConfigError where its weights are missing or incomplete.
     """
-    _, weights = _find_weights(model, revision, trust_remote_code)
-    index = read_json(weights / _INDEX[_SAFETENSORS])
-    names = set(index.get("weight_map", {}).values()) or {_SAFETENSORS[0]}
-    return fingerprint_weights(weights / name for name in names)
+    found = weight_files(model, revision=revision, trust_remote_code=trust_remote_code)
+    return fingerprint_weights(found.files)
+
+
+def quantisation(config: PreTrainedConfig) -> str | None:
+    """Name of the method by which the model's stored weights are quantised (`gptq`, `awq` …)."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    of = settings.get if isinstance(settings, dict) else lambda name: getattr(settings, name, None)
+    method = of("quant_method")
+    return str(getattr(method, "value", method) or "an unnamed method")
 
 
 def _attention(config: PreTrainedConfig) -> str:
@@ -269,7 +302,7 @@ def _take_rows_from_table(config: BlueLMConfig, weights: Path) -> list[str]:
 def _check_complete(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
     """Raise one ConfigError for all tensors that are missing, of another shape, or surplus."""
     missing = sorted(info["missing_keys"])
-    surplus = [k for k in sorted(info["unexpected_keys"]) if not k.endswith(_IGNORED_SUFFIXES)]
+    surplus = [k for k in sorted(info["unexpected_keys"]) if not k.endswith(IGNORED_SUFFIXES)]
     shapes = [
         f"{key} is {tuple(found)} in the file, {tuple(expected)} in the model"
         for key, found, expected in sorted(info["mismatched_keys"])
