@@ -92,8 +92,8 @@ class Client:
 def fault_of(answer: Received, secrets: Sequence[str] = ()) -> str | None:
     """What is wrong with an answer to any request whatever; None for what is promised.
 
-    Promised is 2xx or 4xx, an error in OpenAI's form, and no text from inside the program; `secrets`
-    are further texts that must not occur, such as paths.
+    Promised is 2xx or 4xx, an error in OpenAI's form, and no text from inside the program;
+    `secrets` are further texts that must not occur, such as paths.
     """
     if not (200 <= answer.status < 300 or 400 <= answer.status < 500):
         return f"status {answer.status}: {answer.body[:300]!r}"
@@ -331,20 +331,22 @@ _TYPES = ["application/json"] * 8 + ["text/plain", "multipart/form-data; boundar
 def requests(
     schemas: Mapping[str, Mapping[str, Any]], models: Sequence[str]
 ) -> st.SearchStrategy[Sent]:
-    """Requests to the paths of `schemas` (path to the JSON Schema of its body), most of them bad."""
+    """Requests to the paths of `schemas` (path to JSON Schema of its body), most of them bad."""
     return st.one_of([_to_path(path, schema, models) for path, schema in sorted(schemas.items())])
 
 
 def _to_path(
     path: str, schema: Mapping[str, Any], models: Sequence[str]
 ) -> st.SearchStrategy[Sent]:
-    short = {"type": "integer", "minimum": 1, "maximum": MOST_TOKENS}
-    known = {"enum": [*models, *models, "unknown"]}
-    fields = {
-        name: short if name in ("max_tokens", "max_completion_tokens") else field
-        for name, field in schema["properties"].items()
-    } | {"model": known}
-    values = from_schema({**schema, "properties": fields}, schema.get("$defs", {}))
+    fields = dict(schema["properties"])
+    fields["model"] = {"enum": [*models, *models, "unknown"]}
+    fields["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": MOST_TOKENS}
+    if "max_completion_tokens" in fields:  # the same limit under another name; never both
+        fields["max_completion_tokens"] = {"type": "null"}
+    needed = [*schema["required"], "max_tokens"]
+    values = from_schema(
+        {**schema, "properties": fields, "required": needed}, schema.get("$defs", {})
+    )
     return _sent(path, st.one_of([_spoiled(values)] * 19 + [wild()]))
 
 

@@ -6,18 +6,17 @@ and the tests'.
 """
 
 import contextlib
-import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from hostile_requests import wait_until
@@ -105,67 +104,66 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def myna_process(
-    runs: Sequence[Path], *arguments: str, folder: Path, environment: Mapping[str, str] = {}
-) -> Iterator[ServerProcess]:
+def myna_process(runs: Sequence[Path], *arguments: str, folder: Path) -> Iterator[ServerProcess]:
     """`myna serve` of these runs on a free port, watched by an audit hook."""
-    events = folder / "events.log"
+    events, said = folder / "events.log", folder / "server.log"
     log = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     command = [sys.executable, "-c", _WATCHED, str(log), "serve", *map(str, runs)]
-    process = subprocess.Popen(
-        [*command, "--port", "0", *arguments],
-        env=os.environ | environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        pass_fds=[log],
-    )
+    with open(said, "wb") as written:
+        process = subprocess.Popen(
+            [*command, "--port", "0", *arguments],
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            pass_fds=[log],
+        )
     os.close(log)
     try:
-        yield ServerProcess(process, _address_in(process), events)
+        yield ServerProcess(process, _address_in(said, process), events)
     finally:
         _end(process)
 
 
 @contextlib.contextmanager
-def transformers_process(
-    model: Path, port: int, *arguments: str, log: Path
-) -> Iterator[ServerProcess]:
+def transformers_process(model: Path, *arguments: str, log: Path) -> Iterator[ServerProcess]:
     """transformers' own server on a model folder."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model)]
     options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     with open(log, "wb") as written:
         process = subprocess.Popen(
             [*command, *options, *arguments], stdout=written, stderr=subprocess.STDOUT
         )
-        url = f"http://127.0.0.1:{port}"
-        try:
-            if not wait_until(lambda: _answers(f"{url}/health", process), 120):
-                raise RuntimeError(f"transformers serve did not start:\n{log.read_text()[-2000:]}")
-            yield ServerProcess(process, url)
-        finally:
-            _end(process)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        if not wait_until(lambda: _answers(f"{url}/health", process, log), 120):
+            raise RuntimeError(f"transformers serve did not start:\n{log.read_text()[-2000:]}")
+        yield ServerProcess(process, url)
+    finally:
+        _end(process)
 
 
-def _address_in(process: subprocess.Popen[bytes]) -> str:
+def _address_in(said: Path, process: subprocess.Popen[bytes]) -> str:
     """The address in the line that says that the server is ready."""
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line.decode("utf-8", "replace"))
-        if "listening on " in seen[-1]:
-            os.set_blocking(process.stderr.fileno(), False)
-            return seen[-1].split("listening on ", 1)[1].split()[0]
-    raise RuntimeError("myna serve did not start:\n" + "".join(seen[-30:]))
+    found: list[str] = []
+
+    def look() -> bool:
+        found[:] = re.findall(r"listening on (\S+)", said.read_text(errors="replace"))
+        return bool(found) or process.poll() is not None
+
+    wait_until(look, 120)
+    if not found:
+        raise RuntimeError(f"myna serve did not start:\n{said.read_text(errors='replace')[-2000:]}")
+    return found[0]
 
 
-def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
     if process.poll() is not None:
-        raise RuntimeError(f"the server ended with {process.returncode}")
+        raise RuntimeError(f"the server has ended:\n{log.read_text(errors='replace')[-2000:]}")
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
-        time.sleep(0.1)
         return False
 
 
@@ -176,5 +174,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    if process.stderr is not None:
-        process.stderr.close()

@@ -1,6 +1,6 @@
 """A server among people who mean it harm: bodies, numbers, names, keys, hosts and connections.
 
-Everything goes over HTTP to a real server on a tiny model. An audit hook watches this process, which
+Everything goes over HTTP to a real server on a tiny model. An audit hook watches this process, that
 holds the server, for what it opens and whom it contacts. The long forms are those of the promises
 (`SECURITY.md`); `benchmarks/serving.py` repeats them on a server in a process of its own.
 """
@@ -263,7 +263,7 @@ def test_every_number_is_bounded_on_both_sides(
         answer = send_json(client, path, body_with(path, {name: literal}))
         assert (answer.status, fault_of(answer)) == (400, None), (literal, answer.body)
         error = json.loads(answer.body)["error"]
-        if literal not in ("NaN", "-Infinity") and "e400" not in literal:  # no JSON: no field either
+        if literal not in ("NaN", "-Infinity") and "e400" not in literal:  # no JSON at all
             assert error["param"] == name, (literal, error)
     for value in (least, most):
         answer = send_json(client, path, body_with(path, {name: json.dumps(value)}))

@@ -1,7 +1,7 @@
 """The chat page: one file that fetches nothing, and what it does in a browser.
 
-The long form drives a real Chromium through its debugging pipe, against a real server; it is skipped
-where there is none.
+The long form drives a real Chromium through its debugging pipe, against a real server; it is left
+out where there is none.
 """
 
 import base64

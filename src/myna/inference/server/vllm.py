@@ -23,6 +23,7 @@ from myna.data.cache import cache_folder
 from myna.data.encode import Encoder
 from myna.data.templates import ChatTemplate, choose_template
 from myna.errors import ConfigError
+from myna.inference.server.names import BASE
 from myna.lora.adapter_file import AdapterInfo, check_origin, read_adapter
 from myna.models.bluelm import BlueLMConfig
 from myna.models.load import fingerprint_of, load_config
@@ -138,7 +139,7 @@ def plan_vllm(
             )
     first = next(iter(parts.values()), None) or _of_base(of_base)
     folder = _write_settings(base, first)
-    arguments = [program, "serve", base, "--served-model-name", "base"]
+    arguments = [program, "serve", base, "--served-model-name", BASE]
     arguments += ["--host", host, "--port", str(port)]
     arguments += ["--tokenizer", str(first.tokenizer.folder)]
     arguments += ["--chat-template", str(folder / "chat_template.jinja")]
@@ -257,7 +258,7 @@ def _of_base(of_base: LoadedTokenizer) -> _Parts:
 
 
 def _check_alike(parts: Mapping[str, _Parts]) -> None:
-    """vLLM has one tokenizer and one template for all models; raise ConfigError where they differ."""
+    """Raise ConfigError where adapters need several of what vLLM has one of for all models."""
     items = list(parts.items())
     for name, other in items[1:]:
         first, of_first = items[0]
@@ -280,7 +281,7 @@ def _check_alike(parts: Mapping[str, _Parts]) -> None:
 
 
 def template_text(template: ChatTemplate, system: str | None) -> str:
-    """Jinja that writes, without myna, the prompts that `data.encode` makes with persona `system`."""
+    """Jinja that writes the prompts of `data.encode` with persona `system`, without myna."""
     head = ""
     if system is not None:
         # A JSON text is a Jinja text; beyond ASCII Jinja wants the characters themselves.
