@@ -14,12 +14,19 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from hostile_requests import wait_until
+from myna.inference.server.app import create_app
+from myna.inference.server.batching import BatchingEngine, open_engine
+from myna.inference.server.engine import Load
+from myna.inference.server.limits import Limits
+from myna.inference.server.listener import serve_in_thread
+from myna.inference.server.names import find_runs
 from tiny_model import save_tiny_model, save_tiny_run
 
 CONTEXT = 1024
@@ -51,6 +58,61 @@ def make_runs(folder: Path, *names: str) -> list[Path]:
         save_tiny_run(base, folder / "runs" / name, seed=number)
         for number, name in enumerate(names, start=1)
     ]
+
+
+@dataclass
+class Served:
+    """A server in a thread of this process."""
+
+    url: str
+    engine: BatchingEngine
+    app: Any
+
+    @property
+    def host(self) -> str:
+        """Without the port."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return urlsplit(self.url).port or 0
+
+    @property
+    def models(self) -> Collection[str]:
+        """Names that clients send."""
+        return self.engine.models.keys()
+
+    @property
+    def routes(self) -> list[Any]:
+        """Of the app behind the guard."""
+        return list(self.app._app.routes)
+
+    def answers(self) -> int:
+        """How many requests were answered by a model."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
+            counts = re.findall(r"^myna_answers_total\S* (\d+)", answer.read().decode(), re.M)
+        return sum(map(int, counts))
+
+    def becomes_idle(self, seconds: float = 10.0) -> bool:
+        """Whether nothing was computed or waiting any more within so many seconds."""
+        return wait_until(lambda: self.engine.load() == Load(waiting=0, running=0), seconds)
+
+
+@contextlib.contextmanager
+def serve_runs(
+    runs: Sequence[Path], *, limits: Limits = Limits(), api_key: str | None = None
+) -> Iterator[Served]:
+    """These runs, served by a thread of this process."""
+    found = find_runs([str(run) for run in runs])
+    engine = open_engine(found, limits=limits, device="cpu", dtype="float32")
+    with contextlib.closing(engine):
+        app = create_app(engine, api_key=api_key, limits=limits)
+        url, stop = serve_in_thread(app, limits)
+        try:
+            yield Served(url, engine, app)
+        finally:
+            stop()
 
 
 @dataclass
