@@ -17,18 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from transformers import PreTrainedTokenizerBase
-
 from myna.data.cache import cache_folder
-from myna.data.encode import Encoder
-from myna.data.templates import ChatTemplate, choose_template
+from myna.data.templates import ChatTemplate
 from myna.errors import ConfigError
 from myna.inference.server.names import BASE
-from myna.lora.adapter_file import AdapterInfo, check_origin, read_adapter
+from myna.inference.speaker import Voice, voice_of
+from myna.lora.adapter_file import AdapterInfo, read_adapter
 from myna.models.bluelm import BlueLMConfig
 from myna.models.load import fingerprint_of, load_config
 from myna.models.source import find_folder, read_json
-from myna.models.tokenizer import VOCABULARY_FILES, LoadedTokenizer, load_tokenizer
+from myna.models.tokenizer import load_tokenizer
 from myna.run_dir import make_folder, write_file
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -121,27 +119,21 @@ def plan_vllm(
     infos = {name: read_adapter(folder) for name, folder in adapters.items()}
     _check_adapters(infos)
     of_base = load_tokenizer(base, trust_remote_code=trust_remote_code)
-    parts = {
-        name: _parts(info, of_base, trust_remote_code=trust_remote_code)
+    voices = {
+        name: voice_of(info, of_base, None, trust_remote_code)
         for name, info in infos.items()
     }
-    _check_alike(parts)
+    _check_alike(voices)
     notes: list[str] = []
     if infos:
         fingerprint = fingerprint_of(base, trust_remote_code=trust_remote_code)
         for name, info in infos.items():
-            notes += check_origin(
-                info,
-                base=fingerprint,
-                tokenizer=parts[name].tokenizer.fingerprint,
-                template=parts[name].encoder.template.fingerprint,
-                force=force_base,
-            )
-    first = next(iter(parts.values()), None) or _of_base(of_base)
-    folder = _write_settings(base, first)
+            notes += voices[name].check(info, fingerprint, force_base)
+    voice = next(iter(voices.values()), None) or voice_of(None, of_base, None, trust_remote_code)
+    folder = _write_settings(base, voice)
     arguments = [program, "serve", base, "--served-model-name", BASE]
     arguments += ["--host", host, "--port", str(port)]
-    arguments += ["--tokenizer", str(first.tokenizer.folder)]
+    arguments += ["--tokenizer", str(voice.tokenizer.folder)]
     arguments += ["--chat-template", str(folder / "chat_template.jinja")]
     # Texts reach the template as texts, as in training; vLLM would guess from the template.
     arguments += ["--chat-template-content-format", "string"]
@@ -156,15 +148,7 @@ def plan_vllm(
         arguments += [f"{name}={info.folder.resolve()}" for name, info in infos.items()]
     if trust_remote_code:
         arguments += ["--trust-remote-code"]
-    return Launch(tuple(arguments), _environment(api_key), (*notes, *_notes(first, api_key)))
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What decides the prompts of an adapter, and their end."""
-
-    tokenizer: LoadedTokenizer
-    encoder: Encoder
+    return Launch(tuple(arguments), _environment(api_key), (*notes, *_notes(voice, api_key)))
 
 
 def _program() -> str:
@@ -188,8 +172,8 @@ def _environment(api_key: str | None) -> dict[str, str]:
     return environment
 
 
-def _notes(parts: _Parts, api_key: str | None) -> Iterator[str]:
-    if parts.encoder.system is not None:
+def _notes(voice: Voice, api_key: str | None) -> Iterator[str]:
+    if voice.encoder.system is not None:
         yield "the persona of training stands in the chat template, for the model `base` too"
     if api_key is not None:
         yield (
@@ -230,36 +214,9 @@ def _faults(info: AdapterInfo) -> Iterator[str]:
         yield "vLLM reads NAME=PATH and takes no path with = or a comma in it; rename the folder"
 
 
-def _parts(info: AdapterInfo, of_base: LoadedTokenizer, *, trust_remote_code: bool) -> _Parts:
-    loaded, metadata = of_base, info.metadata
-    if any(any(info.folder.glob(name)) for name in VOCABULARY_FILES):
-        loaded = load_tokenizer(str(info.folder), trust_remote_code=trust_remote_code)
-    if metadata is None:
-        # Adapters made elsewhere are often saved with a tokenizer from before templates.
-        own: PreTrainedTokenizerBase = loaded.tokenizer
-        own.chat_template = own.chat_template or of_base.tokenizer.chat_template
-    template = choose_template(
-        loaded.tokenizer,
-        of_base.model_type,
-        options=metadata.template_options if metadata is not None else None,
-    )
-    encoder = Encoder(
-        loaded.tokenizer,
-        template,
-        stop_ids=(metadata.stop_ids if metadata is not None else ()) or of_base.special.stop_ids,
-        system=metadata.system if metadata is not None else None,
-    )
-    return _Parts(loaded, encoder)
-
-
-def _of_base(of_base: LoadedTokenizer) -> _Parts:
-    template = choose_template(of_base.tokenizer, of_base.model_type)
-    return _Parts(of_base, Encoder(of_base.tokenizer, template, stop_ids=of_base.special.stop_ids))
-
-
-def _check_alike(parts: Mapping[str, _Parts]) -> None:
+def _check_alike(voices: Mapping[str, Voice]) -> None:
     """Raise ConfigError where adapters need several of what vLLM has one of for all models."""
-    items = list(parts.items())
+    items = list(voices.items())
     for name, other in items[1:]:
         first, of_first = items[0]
         one, two = of_first.encoder, other.encoder
@@ -291,14 +248,14 @@ def template_text(template: ChatTemplate, system: str | None) -> str:
     return f"{head.rstrip()}{_NOTHING}{template.saved_source}" if head else template.saved_source
 
 
-def _write_settings(base: str, parts: _Parts) -> Path:
+def _write_settings(base: str, voice: Voice) -> Path:
     """A folder with `chat_template.jinja` and `generation_config.json`."""
     settings = read_json(find_folder(base) / "generation_config.json")
     ends = settings.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    settings |= {"eos_token_id": sorted({*ends, *parts.encoder.stop_ids})}
+    settings |= {"eos_token_id": sorted({*ends, *voice.encoder.stop_ids})}
     contents = {
-        "chat_template.jinja": template_text(parts.encoder.template, parts.encoder.system),
+        "chat_template.jinja": template_text(voice.encoder.template, voice.encoder.system),
         "generation_config.json": json.dumps(settings, indent=2, sort_keys=True) + "\n",
     }
     digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
