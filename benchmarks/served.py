@@ -85,8 +85,8 @@ class Served:
 
     @property
     def routes(self) -> list[Any]:
-        """Of the app behind the guard."""
-        return list(self.app._app.routes)
+        """Of the app."""
+        return list(self.app.routes)
 
     def answers(self) -> int:
         """How many requests were answered by a model."""

@@ -405,7 +405,7 @@ def aborts(job: Job, size: Size, server: ServerProcess) -> dict[str, Any]:
     for start in range(0, size.aborts, 10):
         streams = []
         for number in range(start, min(start + 10, size.aborts)):
-            wanted = body(list(MARKERS)[number % 2], number) | {"max_tokens": 900}
+            wanted = body(list(MARKERS)[start // 10 % 2], number) | {"max_tokens": 900}
             # Hot enough to go on for long.
             streams.append(open_stream(server.host, server.port, wanted | {"temperature": 2}))
         for number, stream in enumerate(streams):

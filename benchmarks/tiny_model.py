@@ -62,7 +62,7 @@ def save_tiny_model(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def save_tiny_run(base: Path, run: Path, *, seed: int = 1, system: str | None = None) -> Path:
+def save_tiny_run(base: Path, run: Path, *, seed: int = 5, system: str | None = None) -> Path:
     """A run directory as training leaves it, with an adapter of random weights on `base`."""
     loaded = load_tokenizer(str(base))
     model = load_model(str(base), dtype=torch.float32, device=torch.device("cpu")).model
@@ -75,9 +75,9 @@ def save_tiny_run(base: Path, run: Path, *, seed: int = 1, system: str | None = 
         use_rslora=False,
         use_dora=False,
         init="default",
-        seed=seed,
+        seed=1,
     )
-    generator = torch.Generator().manual_seed(seed + 4)
+    generator = torch.Generator().manual_seed(seed)
     for parameter in injected.model.parameters():
         if parameter.requires_grad:
             parameter.data.normal_(0, 0.2, generator=generator)

@@ -137,7 +137,7 @@ def fuzz(server: Served, runs: list[Path], trials: int) -> None:
         line for line in seen if "socket" in line and f"({server.host!r}, {server.port})" not in line
     ]
     assert not [line for line in seen if line.startswith(("subprocess", "os.system"))]
-    assert statuses[200] > trials / 20, statuses
+    assert statuses[200] > trials / 40, statuses
     assert statuses[400] > trials / 20, statuses
 
 
@@ -419,9 +419,10 @@ def test_a_full_queue_says_when_to_come_again(runs: list[Path]) -> None:
 def abort(server: Served, trials: int, at_once: int = 10) -> None:
     body = {"model": "one", "messages": QUESTION, "max_tokens": 900, "temperature": 1.0}
     for start in range(0, trials, at_once):
+        model = ["one", "two"][start // at_once % 2]
         streams = [
-            open_stream(server.host, server.port, body | {"model": ["one", "two"][number % 2]})
-            for number in range(start, min(start + at_once, trials))
+            open_stream(server.host, server.port, body | {"model": model})
+            for _ in range(start, min(start + at_once, trials))
         ]
         for number, stream in enumerate(streams):
             # Some go before the first word, some after it.

@@ -131,7 +131,7 @@ def plan_vllm(
             notes += voices[name].check(info, fingerprint, force_base)
     voice = next(iter(voices.values()), None) or voice_of(None, of_base, None, trust_remote_code)
     folder = _write_settings(base, voice)
-    arguments = [program, "serve", base, "--served-model-name", BASE]
+    arguments = [program, "serve", str(Path(base).expanduser()), "--served-model-name", BASE]
     arguments += ["--host", host, "--port", str(port)]
     arguments += ["--tokenizer", str(voice.tokenizer.folder)]
     arguments += ["--chat-template", str(folder / "chat_template.jinja")]
