@@ -509,6 +509,21 @@ def test_every_address_but_one_asks_for_the_key(locked: Served) -> None:
             assert answer.status == expected, (method, path, key, answer)
 
 
+def test_the_page_that_asks_for_the_key_is_shown_without_it(locked: Served) -> None:\
+    client = Client(locked.host, locked.port)\
+    answer = client.send("GET", "/")\
+    assert answer.status == 401\
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"\
+    assert b"<title>myna</title>" in answer.body\
+    # A browser's own dialog would send the key with every request from then on, whoever made it.\
+    assert "www-authenticate" not in answer.headers\
+    policy = answer.headers["content-security-policy"]\
+    assert "default-src 'none'" in policy\
+    assert "frame-ancestors 'none'" in policy\
+    assert "unsafe" not in policy\
+    client.close()\
+\
+
 def test_the_key_opens_and_a_second_one_does_not(locked: Served) -> None:
     client = Client(locked.host, locked.port, key=KEY)
     assert client.send("GET", "/v1/models").status == 200
