@@ -155,7 +155,23 @@ _WORDS = [
     "%s%n%x",
     "'; drop table runs; --",
 ]
-_NUMBERS = [0, -1, 1, 2, 20, 21, 2**31, 2**63, -(2**63), 10**30, -(10**30), 0.5, -0.5, 1e308, 1e-320]
+_NUMBERS = [
+    0,
+    -1,
+    1,
+    2,
+    20,
+    21,
+    2**31,
+    2**63,
+    -(2**63),
+    10**30,
+    -(10**30),
+    0.5,
+    -0.5,
+    1e308,
+    1e-320,
+]
 _PARTS = [
     [{"type": "text", "text": "hello"}],
     [{"type": "text"}],
@@ -204,6 +220,7 @@ def _wild() -> st.SearchStrategy[Json]:
 
 WILD = _wild()
 
+
 def from_schema(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> st.SearchStrategy:
     """Values that fit the part of JSON Schema that pydantic writes for requests."""
     if "$ref" in schema:
@@ -230,7 +247,7 @@ def from_schema(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> st
     if kind == "object":
         return _objects(schema, definitions)
     simple = {"boolean": st.booleans(), "null": st.none()}
-    return simple[kind] if kind in simple else WILD
+    return simple.get(str(kind), WILD)
 
 
 def _numbers(kind: str, schema: Mapping[str, Any]) -> st.SearchStrategy:
@@ -498,7 +515,9 @@ class Crowd:
         self._idle, self._slow = [], []
 
 
-def send_endless_body(host: str, port: int, most_bytes: int, key: str | None = None) -> tuple[int, int]:
+def send_endless_body(
+    host: str, port: int, most_bytes: int, key: str | None = None
+) -> tuple[int, int]:
     """Send a body without a length until the server answers: (status, bytes sent by then)."""
     authorization = f"Authorization: Bearer {key}\r\n" if key else ""
     head = (
@@ -535,7 +554,8 @@ def open_stream(host: str, port: int, body: Json, key: str | None = None) -> soc
     connection = socket.create_connection((host, port), timeout=60)
     connection.sendall(
         f"POST {CHAT} HTTP/1.1\r\nHost: {host}:{port}\r\n{authorization}"
-        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        + data
     )
     return connection
 

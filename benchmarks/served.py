@@ -51,9 +51,7 @@ main()
 
 def make_runs(folder: Path, *names: str) -> list[Path]:
     """A tiny base in `folder`, and a run directory with an adapter of its own for each name."""
-    base = save_tiny_model(
-        folder / "model", max_position_embeddings=CONTEXT, initializer_range=0.2
-    )
+    base = save_tiny_model(folder / "model", max_position_embeddings=CONTEXT, initializer_range=0.2)
     return [
         save_tiny_run(base, folder / "runs" / name, seed=number)
         for number, name in enumerate(names, start=1)
@@ -101,9 +99,10 @@ class Served:
 
 @contextlib.contextmanager
 def serve_runs(
-    runs: Sequence[Path], *, limits: Limits = Limits(), api_key: str | None = None
+    runs: Sequence[Path], *, limits: Limits | None = None, api_key: str | None = None
 ) -> Iterator[Served]:
     """These runs, served by a thread of this process."""
+    limits = limits or Limits()
     found = find_runs([str(run) for run in runs])
     engine = open_engine(found, limits=limits, device="cpu", dtype="float32")
     with contextlib.closing(engine):

@@ -174,7 +174,8 @@ async def ask(host: str, port: int, wanted: dict[str, Any]) -> Answer:
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(
         f"POST {CHAT} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        + data
     )
     status = int((await reader.readline()).split()[1])
     pieces, tokens, first = [], 0, 0.0
@@ -227,6 +228,7 @@ class Contender:
     wrong: int = 0
 
     def measure(self) -> None:
+        """One round."""
         answers, seconds = asyncio.run(ask_all(self.server, self.bodies, self.at_once))
         self.wrong += sum(
             (answer.status, answer.text) != (200, text)
@@ -236,6 +238,7 @@ class Contender:
         self.firsts += [answer.first_seconds for answer in answers]
 
     def result(self) -> dict[str, Any]:
+        """Of all rounds."""
         return {
             "tokens_per_second": statistics.median(self.rates),
             "rounds": self.rates,
@@ -531,7 +534,8 @@ async def _begin(
     reader, writer = await asyncio.open_connection(server.host, server.port)
     writer.write(
         f"POST {CHAT} HTTP/1.1\r\nHost: {server.host}:{server.port}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        + data
     )
     return reader, writer
 

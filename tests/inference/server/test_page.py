@@ -74,9 +74,9 @@ class Browser:
         os.close(from_browser)
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
         flags += ["--disable-background-networking", "--remote-debugging-pipe"]
+        flags += [f"--user-data-dir={profile}"]
         self._process = subprocess.Popen(
-            ["/bin/bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash", CHROMIUM, *flags]
-            + [f"--user-data-dir={profile}"],
+            ["/bin/bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash", CHROMIUM, *flags],
             pass_fds=ends,
             stderr=subprocess.DEVNULL,
         )
@@ -168,7 +168,9 @@ class Browser:
             event["params"]
             for event in self.events
             if event["method"] == "Runtime.exceptionThrown"
-            or (event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error")
+            or (
+                event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error"
+            )
         ]
 
     def close(self) -> None:
@@ -251,9 +253,7 @@ def test_an_answer_can_be_stopped(browser: Browser, served: Served) -> None:
 
 
 @pytest.mark.full
-def test_the_key_is_asked_for_and_kept_in_the_tab(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_the_key_is_asked_for_and_kept_in_the_tab(browser: Browser, tmp_path: Path) -> None:
     with serve_runs(make_runs(tmp_path, "one"), api_key="s3cret") as server:
         browser.open(server.url)
         browser.wait_for("!document.getElementById('settings').hidden")

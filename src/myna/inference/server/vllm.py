@@ -120,8 +120,7 @@ def plan_vllm(
     _check_adapters(infos)
     of_base = load_tokenizer(base, trust_remote_code=trust_remote_code)
     voices = {
-        name: voice_of(info, of_base, None, trust_remote_code)
-        for name, info in infos.items()
+        name: voice_of(info, of_base, None, trust_remote_code) for name, info in infos.items()
     }
     _check_alike(voices)
     notes: list[str] = []
@@ -185,7 +184,9 @@ def _notes(voice: Voice, api_key: str | None) -> Iterator[str]:
 def _check_adapters(infos: Mapping[str, AdapterInfo]) -> None:
     """Raise ConfigError listing all that vLLM cannot serve."""
     faults = [
-        f"{name} ({info.folder}): {fault}" for name, info in infos.items() for fault in _faults(info)
+        f"{name} ({info.folder}): {fault}"
+        for name, info in infos.items()
+        for fault in _faults(info)
     ]
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
