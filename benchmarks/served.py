@@ -102,16 +102,26 @@ def serve_runs(
     runs: Sequence[Path], *, limits: Limits | None = None, api_key: str | None = None
 ) -> Iterator[Served]:
     """These runs, served by a thread of this process."""
-    limits = limits or Limits()
     found = find_runs([str(run) for run in runs])
     engine = open_engine(found, limits=limits, device="cpu", dtype="float32")
-    with contextlib.closing(engine):
-        app = create_app(engine, api_key=api_key, limits=limits)
-        url, stop = serve_in_thread(app, limits)
-        try:
-            yield Served(url, engine, app)
-        finally:
-            stop()
+    with (
+        contextlib.closing(engine),
+        serve_engine(engine, limits=limits, api_key=api_key) as served,
+    ):
+        yield served
+
+
+@contextlib.contextmanager
+def serve_engine(
+    engine: BatchingEngine, *, limits: Limits | None = None, api_key: str | None = None
+) -> Iterator[Served]:
+    """An engine that is there, at an address of its own."""
+    app = create_app(engine, api_key=api_key, limits=limits)
+    url, stop = serve_in_thread(app, limits or Limits())
+    try:
+        yield Served(url, engine, app)
+    finally:
+        stop()
 
 
 @dataclass

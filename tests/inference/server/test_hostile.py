@@ -36,7 +36,7 @@ from hostile_requests import (
 )
 from myna.inference.server.limits import Limits
 from myna.inference.server.requests import ChatRequest, CompletionRequest
-from served import CONTEXT, Served, make_runs, serve_runs
+from served import CONTEXT, Served, make_runs, serve_engine, serve_runs
 
 LIMITS = Limits(
     body_bytes=2**18,
@@ -472,8 +472,8 @@ def test_one_who_reads_nothing_holds_nobody_up(server: Served) -> None:
 
 
 @pytest.fixture(scope="module")
-def locked(runs: list[Path]) -> Iterator[Served]:
-    with serve_runs(runs, limits=LIMITS, api_key=KEY) as served:
+def locked(server: Served) -> Iterator[Served]:
+    with serve_engine(server.engine, limits=LIMITS, api_key=KEY) as served:
         yield served
 
 
