@@ -185,10 +185,10 @@ def open_speakers(
     compute = choose_compute(device, dtype)
     of_base = load_tokenizer(base, trust_remote_code=trust_remote_code)
     infos = {name: read_adapter(folder) for name, folder in adapters.items()}
-    voices = {name: _voice(info, of_base, None, trust_remote_code) for name, info in infos.items()}
+    voices = {name: voice_of(info, of_base, None, trust_remote_code) for name, info in infos.items()}
     voice_of_base, why_not = None, ""
     try:
-        voice_of_base = _voice(None, of_base, None, trust_remote_code)
+        voice_of_base = voice_of(None, of_base, None, trust_remote_code)
     except ConfigError as error:  # no chat model: its adapters brought a template along
         if not adapters:
             raise
@@ -200,7 +200,7 @@ def open_speakers(
     description = _describe(base, loaded.model, compute)
     switch = AdapterSwitch(loaded.model, adapters)
 
-    def speaker(voice: _Voice, notes: Sequence[str], folder: Path | None) -> Speaker:
+    def speaker(voice: Voice, notes: Sequence[str], folder: Path | None) -> Speaker:
         return Speaker(loaded.model, voice.encoder, voice.pad_id, description, folder, tuple(notes))
 
     return SharedBase(
@@ -218,27 +218,31 @@ def open_speakers(
 
 
 @dataclass(frozen=True)
-class _Voice:
+class Voice:
     """What decides prompts and their end."""
 
     encoder: Encoder
     pad_id: int
-    tokenizer_fingerprint: str
+    tokenizer: LoadedTokenizer
 
     def check(self, info: AdapterInfo, base: str, force: bool) -> tuple[str, ...]:
         """See `check_origin`; `base` is the fingerprint of the weights."""
         return check_origin(
             info,
             base=base,
-            tokenizer=self.tokenizer_fingerprint,
+            tokenizer=self.tokenizer.fingerprint,
             template=self.encoder.template.fingerprint,
             force=force,
         )
 
 
-def _voice(
+def voice_of(
     info: AdapterInfo | None, of_base: LoadedTokenizer, system: str | None, trust_remote_code: bool
-) -> _Voice:
+) -> Voice:
+    """The voice of the adapter in `info`; with None, of the base alone.
+
+    `system` takes the place of the persona used in training. Raises ConfigError.
+    """
     loaded = of_base
     if info is not None and any(any(info.folder.glob(name)) for name in VOCABULARY_FILES):
         loaded = load_tokenizer(str(info.folder), trust_remote_code=trust_remote_code)
@@ -259,7 +263,7 @@ def _voice(
     if metadata is not None and metadata.pad_id is not None:
         pad_id = metadata.pad_id
     encoder = Encoder(tokenizer, template, stop_ids=stop_ids, system=system)
-    return _Voice(encoder, pad_id, loaded.fingerprint)
+    return Voice(encoder, pad_id, loaded)
 
 
 def _assemble(
@@ -271,7 +275,7 @@ def _assemble(
     force_base: bool,
 ) -> Speaker:
     of_base = load_tokenizer(base, trust_remote_code=trust_remote_code)
-    voice = _voice(info, of_base, system, trust_remote_code)
+    voice = voice_of(info, of_base, system, trust_remote_code)
     forced: tuple[str, ...] = ()
     if info is not None:  # before the base takes its memory
         fingerprint = fingerprint_of(base, trust_remote_code=trust_remote_code)

@@ -91,7 +91,11 @@ def create_app(
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
             Route("/v1/completions", routes.complete, methods=["POST"]),
         ],
-        middleware=[Middleware(Guard, api_key=api_key, hosts=hosts, limits=limits)],
+        middleware=[
+            Middleware(
+                Guard, api_key=api_key, hosts=hosts, limits=limits, front=routes.page_with(401)
+            )
+        ],
         exception_handlers={
             ApiError: routes.tell_error,
             HTTPException: routes.tell_status,
@@ -125,8 +129,12 @@ class _Routes:
         self._switched = lru_cache(maxsize=32)(_switched)
 
     async def page(self, request: Request) -> Response:
+        return self.page_with(200)
+
+    def page_with(self, status: int) -> Response:
         return Response(
             self._page,
+            status_code=status,
             media_type="text/html",
             headers={"Content-Security-Policy": self._policy, "X-Frame-Options": "DENY"},
         )

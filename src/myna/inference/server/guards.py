@@ -6,8 +6,6 @@ or not, is reached without passing it.
 """
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import hmac
 from collections.abc import Sequence
@@ -34,7 +32,8 @@ class Guard:
     """Passes on what may pass.
 
     `hosts` are the names that the `Host` header may have, without a port; None: any. A page that
-    makes its own name point at this machine (DNS rebinding) is refused by it.
+    makes its own name point at this machine (DNS rebinding) is refused by it. `front` is what `/`
+    answers to those without the key, with status 401: the page that asks for it.
     """
 
     def __init__(
@@ -44,11 +43,13 @@ class Guard:
         api_key: str | None,
         hosts: Sequence[str] | None,
         limits: Limits,
+        front: ASGIApp,
     ) -> None:
         self._app = app
         self._key = api_key.encode() if api_key is not None else None
         self._hosts = frozenset(hosts) if hosts is not None else None
         self._limits = limits
+        self._front = front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a refused request, or let the app answer it."""
@@ -60,7 +61,10 @@ class Guard:
             try:
                 self._check(scope)
             except ApiError as refusal:
-                await error_response(refusal)(scope, client.receive, client.send)
+                # A browser has to be shown where its user can give the key.
+                asks = refusal.status == 401 and scope["path"] == "/" and scope["method"] == "GET"
+                answer = self._front if asks else error_response(refusal)
+                await answer(scope, client.receive, client.send)
             else:
                 await self._app(scope, client.receive, client.send)
 
@@ -76,7 +80,7 @@ class Guard:
             )
         self._check_host(_only(headers, b"host"), _only(headers, b"origin"))
         if self._key is not None and scope["path"] not in OPEN_PATHS:
-            self._check_key(_only(headers, b"authorization"), scope["path"])
+            self._check_key(_only(headers, b"authorization"))
         length = _only(headers, b"content-length")
         if length is not None and length.isdigit() and int(length) > self._limits.body_bytes:
             raise too_large(self._limits)
@@ -98,16 +102,14 @@ class Guard:
                     code="origin_not_allowed",
                 )
 
-    def _check_key(self, authorization: bytes | None, path: str) -> None:
+    def _check_key(self, authorization: bytes | None) -> None:
         assert self._key is not None, "only asked where there is one"
         if not hmac.compare_digest(_given_key(authorization), self._key):
-            # A browser asks for a password where the page is opened, and nowhere else.
-            scheme = 'Basic realm="myna", charset="UTF-8"' if path == "/" else "Bearer"
             raise ApiError(
                 401,
                 "No valid API key; expected the header Authorization: Bearer KEY.",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": scheme},
+                headers={"WWW-Authenticate": "Bearer"},
             )
 
 
@@ -204,15 +206,9 @@ def too_large(limits: Limits) -> ApiError:
 
 
 def _given_key(authorization: bytes | None) -> bytes:
-    """The key in an `Authorization` header: a bearer token, or the password that a browser asks."""
+    """The bearer token in an `Authorization` header; empty where there is none."""
     scheme, _, rest = (authorization or b"").partition(b" ")
-    rest = rest.strip()
-    if scheme.lower() == b"bearer":
-        return rest
-    if scheme.lower() == b"basic":
-        with contextlib.suppress(binascii.Error):
-            return base64.b64decode(rest, validate=True).partition(b":")[2]
-    return b""
+    return rest.strip() if scheme.lower() == b"bearer" else b""
 
 
 def _only(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> bytes | None:
