@@ -113,8 +113,8 @@ def plan_vllm(
     config = load_config(base, trust_remote_code=trust_remote_code)
     if isinstance(config, BlueLMConfig):
         raise ConfigError(
-            f"--engine vllm: vLLM has no BlueLM, the architecture of {base}.\n  Merge the run, which "
-            "writes a Llama, and serve that: `myna merge RUN OUT`, then `vllm serve OUT`."
+            f"--engine vllm: vLLM has no BlueLM, the architecture of {base}.\n  Merge the run, "
+            "which writes a Llama, and serve that: `myna merge RUN OUT`, then `vllm serve OUT`."
         )
     infos = {name: read_adapter(folder) for name, folder in adapters.items()}
     _check_adapters(infos)
@@ -234,7 +234,8 @@ def _check_alike(voices: Mapping[str, Voice]) -> None:
         if differing:
             raise ConfigError(
                 f"--engine vllm: {first} and {name} differ in their {' and '.join(differing)}, and "
-                "vLLM has one for all its models.\n  Start one vLLM for each, or leave --engine out."
+                "vLLM has one for all its models.\n  Start one vLLM for each, or leave --engine "
+                "out."
             )
 
 
