@@ -1,5 +1,6 @@
 """A server of two runs on one base, in a thread, and the real client of it."""
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,15 @@ class Served:
 
     def client(self, **options: object) -> OpenAI:
         return OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, **options)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _frozen_heap(chatml: Path) -> Iterator[None]:
+    """transformers collects garbage at every end of an engine: only in what tests made."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
