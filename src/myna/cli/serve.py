@@ -53,7 +53,9 @@ def _serve(
     force_base: bool,
 ) -> None:
     if not all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn")):
-        raise ConfigError("myna serve needs packages that are not installed: pip install 'myna[serve]'")
+        raise ConfigError(
+            "myna serve needs packages that are not installed: pip install 'myna[serve]'"
+        )
     from myna.inference.server.app import create_app
     from myna.inference.server.batching import open_engine
     from myna.inference.server.limits import Limits

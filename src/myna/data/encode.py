@@ -212,7 +212,9 @@ class Encoder:
         if self.tokenizer.bos_token_id is not None:
             text, ids = self.tokenizer.bos_token + text, [self.tokenizer.bos_token_id, *ids]
         if not ids:
-            raise DataError("The text is empty, and the tokenizer has no start token; expected a text.")
+            raise DataError(
+                "The text is empty, and the tokenizer has no start token; expected a text."
+            )
         return Prompt(text, tuple(ids))
 
     def encode(self, conversation: Conversation) -> list[Example]:

@@ -185,7 +185,9 @@ def open_speakers(
     compute = choose_compute(device, dtype)
     of_base = load_tokenizer(base, trust_remote_code=trust_remote_code)
     infos = {name: read_adapter(folder) for name, folder in adapters.items()}
-    voices = {name: voice_of(info, of_base, None, trust_remote_code) for name, info in infos.items()}
+    voices = {
+        name: voice_of(info, of_base, None, trust_remote_code) for name, info in infos.items()
+    }
     voice_of_base, why_not = None, ""
     try:
         voice_of_base = voice_of(None, of_base, None, trust_remote_code)
@@ -194,7 +196,9 @@ def open_speakers(
             raise
         why_not = str(error).partition("\n")[0]
     fingerprint = fingerprint_of(base, trust_remote_code=trust_remote_code) if infos else ""
-    forced = {name: voices[name].check(info, fingerprint, force_base) for name, info in infos.items()}
+    forced = {
+        name: voices[name].check(info, fingerprint, force_base) for name, info in infos.items()
+    }
     loaded = _load(base, compute, trust_remote_code)
     # Before peft's layers are in the model, whose weights it counts.
     description = _describe(base, loaded.model, compute)

@@ -240,8 +240,8 @@ def load_adapters(model: PreTrainedModel, folders: Mapping[str, Path]) -> PeftMo
         _check_base(info, model)
         if info.config.get("bias", "none") != "none":
             raise ConfigError(
-                f"{info.folder} has trained biases (bias {info.config['bias']!r}), which change the "
-                "base itself; the models of one server share it.\n"
+                f"{info.folder} has trained biases (bias {info.config['bias']!r}), which change "
+                "the base itself; the models of one server share it.\n"
                 "  Merge it into the base with peft and serve the merged model."
             )
     (first, info), *others = infos.items()

@@ -390,9 +390,7 @@ class _EventStream(Response):
             await asyncio.gather(gone, sent, return_exceptions=True)
 
     async def _send(self, send: Send) -> None:
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for event in self._events():
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -430,9 +428,7 @@ def _submit(
             headers=later,
         ) from None
     except Stopping:
-        raise ApiError(
-            503, "The server is about to end.", code="stopping", headers=later
-        ) from None
+        raise ApiError(503, "The server is about to end.", code="stopping", headers=later) from None
     except ConfigError as error:  # options that contradict each other
         raise ApiError(400, str(error), code="invalid_value") from None
 
@@ -524,6 +520,6 @@ def _policy(page: str) -> str:
     for kind, text in _BLOCK.findall(page):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         hashes[kind].append(f"'sha256-{digest}'")
-    rules = [f"{kind}-src {' '.join(found) or chr(39) + 'none' + chr(39)}" for kind, found in hashes.items()]
+    rules = [f"{kind}-src {' '.join(found)}" for kind, found in hashes.items()]
     rules += ["connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
     return "; ".join(["default-src 'none'", *rules, "frame-ancestors 'none'"])

@@ -185,8 +185,8 @@ class BatchingEngine:
         name, speaker = next(iter(self._models.items()))
         continuous = None
         try:
-            unknown = {tuple(s.settings(Sampling()).suppress_tokens or ()) for s in self._models.values()}
-            if len(unknown) > 1:
+            settings = [one.settings(Sampling()) for one in self._models.values()]
+            if len({tuple(one.suppress_tokens or ()) for one in settings}) > 1:
                 raise Unfit("the tokenizers of the models differ")
             continuous = Continuous(speaker, self._limits.batch)
             with continuous.paused():
@@ -256,7 +256,9 @@ class BatchingEngine:
         dead.close()
         self._note("continuous batching has ended with an error: padded batches from here on")
 
-    def _admit(self, like: "_Answer", count: int, fits: "Callable[[_Answer], bool] | None" = None) -> "list[_Answer]":
+    def _admit(
+        self, like: "_Answer", count: int, fits: "Callable[[_Answer], bool] | None" = None
+    ) -> "list[_Answer]":
         with self._changed:
             taken = self._turns.take(like, count, fits)
             self._running += taken
@@ -484,18 +486,24 @@ class _Likeliest(LogitsProcessor):
 
     def token(self, token_id: int) -> Token:
         """The token that was drawn, with the likeliest in its place."""
-        best = torch.topk(self._logprobs, self._count).indices.tolist() if self._count else []
-        likeliest = tuple(self._of(other) for other in best)
+        best = torch.topk(self._logprobs, min(self._count, len(self._logprobs)))
+        # Rows that belong to no token can never be drawn, and have none.
+        possible = best.indices[best.values.isfinite()].tolist()
+        likeliest = tuple(self._of(other) for other in possible)
         token = Token(self._of(token_id), likeliest)
         self._before = token_id
         return token
 
     def _of(self, token_id: int) -> TokenLogprob:
         """Text as it stands behind the token before: a first word has no space of its own."""
-        before = self._tokenizer.decode([self._before], clean_up_tokenization_spaces=False)
-        both = self._tokenizer.decode([self._before, token_id], clean_up_tokenization_spaces=False)
-        text = both.removeprefix(before) if both.startswith(before) else self._tokenizer.decode([token_id])
+        before, both = self._decode(self._before), self._decode(self._before, token_id)
+        text = both[len(before) :] if both.startswith(before) else self._decode(token_id)
         return TokenLogprob(text, float(self._logprobs[token_id]))
+
+    def _decode(self, *ids: int) -> str:
+        text = self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        assert isinstance(text, str), "one sequence of ids decodes to one text"
+        return text
 
 
 def _adapter(name: str) -> str | None:

@@ -41,7 +41,7 @@ PAGE_TOKENS = 32
 STEP_TOKENS = 256
 """Tokens computed at once: longer prompts come in parts, between which others go on."""
 USUAL_TOKENS = 2048
-"""Room for each answer that is computed at once, where there is memory and the context is longer."""
+"""Room for each answer that is computed at once, where the context is longer and memory there."""
 MEMORY_SHARE = 0.25
 """Part of the free memory that the caches of both managers may take."""
 
@@ -89,11 +89,11 @@ class Continuous:
                 manager = self._open(settings, batch, sampled=sampled)
                 self._managers[sampled] = manager
                 manager.start()
-        except Unfit:
-            self.close()
-            raise
-        except Exception as error:  # of whatever kind: the library's own, for models it has not met
-            self.close()
+        except BaseException as error:
+            self.close()  # its threads would keep the program from ending
+            if isinstance(error, Unfit) or not isinstance(error, Exception):
+                raise
+            # Of whatever kind: the library's own, for models it has not met.
             raise Unfit(f"transformers cannot: {_one_line(error)}") from error
 
     def _open(self, settings: GenerationConfig, batch: int, *, sampled: bool) -> Any:
@@ -101,7 +101,8 @@ class Continuous:
         if sampled:
             # Values of no use but that they differ from the neutral ones: transformers makes a
             # step for each, which then takes every request's own value.
-            settings.do_sample, settings.temperature, settings.top_k, settings.top_p = True, 2.0, 2, 0.5
+            settings.do_sample, settings.temperature = True, 2.0
+            settings.top_k, settings.top_p = 2, 0.5
         config = ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
             num_blocks=self._tokens // PAGE_TOKENS,
@@ -222,11 +223,13 @@ def check_agreement(continuous: Continuous, speaker: Speaker) -> None:
             if told.error is not None:
                 raise Unfit(f"transformers' engine failed: {_one_line(told.error)}")
             found[told.request] = told
-            if len(told.ids) >= _PROBE_TOKENS or told.ids[-1:] and told.ids[-1] in stops:
+            if len(told.ids) >= _PROBE_TOKENS or (told.ids[-1:] and told.ids[-1] in stops):
                 waiting.discard(told.request)
     tolerance = _TOLERANCE.get(speaker.model.dtype, 0.5)
     for number, scores in enumerate(expected):
-        for at, (token_id, row) in enumerate(zip(found[f"probe-{number}"].ids, scores, strict=False)):
+        for at, (token_id, row) in enumerate(
+            zip(found[f"probe-{number}"].ids, scores, strict=False)
+        ):
             gap = float(row.max() - row[token_id])
             if not gap <= tolerance:
                 raise Unfit(
@@ -248,9 +251,7 @@ class _Keep(LogitsProcessor):
         return scores
 
 
-def _own_scores(
-    speaker: Speaker, ids: Sequence[int], settings: GenerationConfig
-) -> list[Tensor]:
+def _own_scores(speaker: Speaker, ids: Sequence[int], settings: GenerationConfig) -> list[Tensor]:
     keep = _Keep()
     answer_together(
         speaker.model,
@@ -282,16 +283,16 @@ def _cache_tokens(model: PreTrainedModel, batch: int) -> int:
     size += max(STEP_TOKENS, batch) * model.dtype.itemsize + 64
     context = context_length(model.config) or USUAL_TOKENS
     affordable = int(MEMORY_SHARE * memory_available(model.device.type) / size / 2)
-    tokens = min(max(context, batch * min(context, USUAL_TOKENS) // 2) + 2 * PAGE_TOKENS, affordable)
+    tokens = min(
+        max(context, batch * min(context, USUAL_TOKENS) // 2) + 2 * PAGE_TOKENS, affordable
+    )
     if tokens < min(context, USUAL_TOKENS):
-        raise Unfit(
-            f"a quarter of the free memory has room for the keys and values of {tokens:,} tokens only"
-        )
+        raise Unfit(f"a quarter of the free memory holds keys and values of {tokens:,} tokens only")
     return tokens // PAGE_TOKENS * PAGE_TOKENS
 
 
 def _unsupported(processors: Sequence[Any]) -> str:
-    """Names of steps that the engine would leave out or compute wrongly; empty where it has none."""
+    """Names of steps that the engine would leave out or compute wrongly; empty for none."""
     names = [
         type(processor).__name__.removesuffix("LogitsProcessor")
         for processor in processors

@@ -24,7 +24,7 @@ _BACKLOG = 2048
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one. Raises ConfigError with the system's reason."""
+    """A socket that listens; port 0 is a free one. Raises ConfigError with the system's reason."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
@@ -81,7 +81,7 @@ class Listener(Server):
         asyncio.run(self.serve(sockets=[self._socket]))
 
     def stop(self) -> None:
-        """Ask for the end, from any thread; the second time, answers under way are not waited for."""
+        """Ask for the end, from any thread; asked twice, answers under way are not waited for."""
         if self.should_exit:
             self.force_exit = True
         else:

@@ -113,7 +113,8 @@ class ChatReply(_Head):
             return None
         return {
             "content": [
-                _logprob(token.chosen) | {"top_logprobs": [_logprob(one) for one in token.likeliest]}
+                _logprob(token.chosen)
+                | {"top_logprobs": [_logprob(one) for one in token.likeliest]}
                 for token in tokens
             ],
             "refusal": None,

@@ -52,7 +52,8 @@ def _text(value: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
             raise PydanticCustomError(
-                "part", "part {at} is {kind}; this server reads text parts only and fetches nothing",
+                "part",
+                "part {at} is {kind}; this server reads text parts only and fetches nothing",
                 {"at": at, "kind": json.dumps(kind) if isinstance(kind, str) else "no text part"},
             )
         if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
@@ -68,7 +69,9 @@ def _one_or_more(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_text)]
-Switches = dict[Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], bool | Annotated[str, Field(max_length=64)]]
+Switches = dict[
+    Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")], bool | Annotated[str, Field(max_length=64)]
+]
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]],
     BeforeValidator(_one_or_more),
@@ -144,7 +147,7 @@ class Call(_Strict):
 
 
 class AssistantMessage(_Spoken):
-    """An earlier answer; thinking in front of it may be apart or in `<think>` inside the content."""
+    """An earlier answer; thinking before it may be apart, or in `<think>` inside the content."""
 
     role: Literal["assistant"]
     content: Text | None = None
@@ -279,7 +282,8 @@ class ChatRequest(_Sampled):
     def _belong_together(self) -> "ChatRequest":
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise PydanticCustomError(
-                "max_completion_tokens", "max_completion_tokens and max_tokens are one limit; send one"
+                "max_completion_tokens",
+                "max_completion_tokens and max_tokens are one limit; send one",
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError(
@@ -373,7 +377,9 @@ def _depth(value: Any) -> int:
 
 
 def _unreadable(why: str) -> ApiError:
-    return ApiError(400, f"The body is not JSON that can be read: {why[:300]}.", code="invalid_json")
+    return ApiError(
+        400, f"The body is not JSON that can be read: {why[:300]}.", code="invalid_json"
+    )
 
 
 def _refusal(kind: type[BaseModel], faults: Sequence[ErrorDetails]) -> ApiError:
@@ -405,9 +411,9 @@ def _path(location: tuple[int | str, ...]) -> str | None:
     for at, part in enumerate(location):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif at == 2 and location[0] == "messages" and part in _ROLES:
-            continue
-        elif at == 2 and location[0] == "chat_template_kwargs":
+        elif (at == 2 and location[0] == "messages" and part in _ROLES) or (
+            at == 2 and location[0] == "chat_template_kwargs"
+        ):
             continue
         else:
             path += ("." if path else "") + part[:64]
@@ -415,4 +421,3 @@ def _path(location: tuple[int | str, ...]) -> str | None:
 
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-

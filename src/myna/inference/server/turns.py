@@ -33,6 +33,7 @@ class Turns(Generic[W]):
         self._queues: OrderedDict[str, deque[W]] = OrderedDict()
 
     def __len__(self) -> int:
+        """How many wait."""
         return sum(len(queue) for queue in self._queues.values())
 
     def add(self, one: W) -> None:
