@@ -392,6 +392,7 @@ def connections(job: Job, size: Size, server: ServerProcess) -> dict[str, Any]:
     memory, descriptors = server.memory_bytes(), server.descriptors()
     there = Crowd(server.host, server.port)
     there.join(size.idle, size.slow)
+    wait_until(lambda: server.descriptors() >= descriptors + size.idle + size.slow, 10)
     most_descriptors, seconds = server.descriptors(), []
     failed = 0
     for number in range(size.probes):
