@@ -5,6 +5,7 @@ signal. Requests and answers are `inference.server`'s; vLLM, where it is asked f
 process over.
 """
 
+import gc
 import importlib.util
 import ipaddress
 import os
@@ -73,6 +74,9 @@ def _serve(
             force_base=force_base,
             note=_note,
         )
+        # What was loaded stays: collecting garbage need not look at it again while others wait.
+        gc.collect()
+        gc.freeze()
         try:
             app = create_app(engine, api_key=key, limits=limits, hosts=_hosts(host))
 

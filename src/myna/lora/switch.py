@@ -10,6 +10,7 @@ must not happen while the model computes, which is the caller's business.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -26,7 +27,7 @@ class AdapterSwitch:
     def __init__(self, model: PreTrainedModel, folders: Mapping[str, Path]) -> None:
         # Names of adapters may hold points, those of modules may not.
         self._inner = {name: f"served-{number}" for number, name in enumerate(folders)}
-        self._model = None
+        self._model: Any = None
         if folders:
             inner = {self._inner[name]: folder for name, folder in folders.items()}
             self._model = load_adapters(model, inner)

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
-from transformers.generation import ContinuousBatchingConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching import ContinuousBatchingManager
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
 )
@@ -97,6 +98,9 @@ class Continuous:
             raise Unfit(f"transformers cannot: {_one_line(error)}") from error
 
     def _open(self, settings: GenerationConfig, batch: int, *, sampled: bool) -> Any:
+        if not hasattr(ContinuousBatchingManager, "pause"):  # 5.17 has none
+            raise Unfit("this version of transformers cannot pause its engine; update it")
+        model: Any = self._model
         settings = copy.deepcopy(settings)
         if sampled:
             # Values of no use but that they differ from the neutral ones: transformers makes a
@@ -118,11 +122,9 @@ class Continuous:
             drop_unsupported_processors=False,
         )
         with quiet_transformers(), warnings.catch_warnings(action="ignore"):
-            manager = self._model.init_continuous_batching(
+            manager = model.init_continuous_batching(
                 generation_config=settings, continuous_batching_config=config
             )
-            if not hasattr(manager, "pause"):
-                raise Unfit("this version of transformers cannot pause its engine; update it")
             if bad := _unsupported(manager.logit_processor.logits_processor):
                 raise Unfit(
                     f"the base's generation settings ask for {bad}, which transformers' continuous "

@@ -4,8 +4,8 @@ Owns the counters and their text form. Labels are model names, endpoints and sta
 server knows itself: nothing that a client makes up becomes a label.
 """
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 
 from myna.inference.server.engine import Load
 
@@ -19,8 +19,8 @@ class Metrics:
         self._requests: Counter[tuple[str, int]] = Counter()
         self._prompt_tokens: Counter[str] = Counter()
         self._drawn_tokens: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
-        self._first_seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._first_seconds: defaultdict[str, float] = defaultdict(float)
         self._answered: Counter[str] = Counter()
         self._cancelled = 0
 
@@ -50,13 +50,14 @@ class Metrics:
         yield from _head("myna_requests_total", "counter", "Requests by endpoint and status.")
         for (endpoint, status), number in sorted(self._requests.items()):
             yield f'myna_requests_total{{endpoint="{endpoint}",status="{status}"}} {number}'
-        for name, counter, text in (
+        sums: tuple[tuple[str, Mapping[str, float], str], ...] = (
             ("myna_answers_total", self._answered, "Requests that a model answered whole."),
             ("myna_prompt_tokens_total", self._prompt_tokens, "Tokens of prompts."),
             ("myna_completion_tokens_total", self._drawn_tokens, "Tokens of answers."),
             ("myna_first_piece_seconds_total", self._first_seconds, "Time to the first piece."),
             ("myna_answer_seconds_total", self._seconds, "Time to the end of the answer."),
-        ):
+        )
+        for name, counter, text in sums:
             yield from _head(name, "counter", text)
             for model, number in sorted(counter.items()):
                 yield f'{name}{{model="{model}"}} {number:.17g}'

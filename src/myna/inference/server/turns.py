@@ -51,7 +51,7 @@ class Turns(Generic[W]):
     def take(self, like: Waiting, count: int, fits: Callable[[W], bool] | None = None) -> list[W]:
         """Up to `count` answers of the model and kind of `like`, in order; they wait no longer."""
         queue = self._queues.get(like.model, deque())
-        taken = []
+        taken: list[W] = []
         for one in list(queue):
             if len(taken) >= count:
                 break
