@@ -10,12 +10,7 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tiny_model
-from myna.data.templates import choose_template
 from myna.inference.speaker import Speaker, open_speaker
-from myna.lora.adapter_file import AdapterMetadata, save_adapter
-from myna.lora.inject import inject
-from myna.models.load import load_model
-from myna.models.tokenizer import load_tokenizer, save_tokenizer
 
 HUB_LIKE = Path(__file__).parents[1] / "golden" / "hub_like"
 SPARE_ROWS = 8
@@ -75,37 +70,6 @@ def make_run(tmp_path: Path) -> MakeRun:
     """Writes a run directory as training does, with an adapter that changes the model."""
 
     def make(base: Path, name: str = "run", *, system: str | None = None) -> Path:
-        folder = tmp_path / "runs" / name / "adapter"
-        loaded = load_tokenizer(str(base))
-        model = load_model(str(base), dtype=torch.float32, device=torch.device("cpu")).model
-        injected = inject(
-            model,
-            rank=4,
-            alpha=8,
-            dropout=0.0,
-            target_modules="all-linear",
-            use_rslora=False,
-            use_dora=False,
-            init="default",
-            seed=1,
-        )
-        generator = torch.Generator().manual_seed(5)
-        for parameter in injected.model.parameters():
-            if parameter.requires_grad:
-                parameter.data.normal_(0, 0.2, generator=generator)
-        template = choose_template(loaded.tokenizer, loaded.model_type)
-        metadata = AdapterMetadata(
-            base_model=str(base),
-            tokenizer_fingerprint=loaded.fingerprint,
-            system=system,
-            template_origin=template.origin,
-            template_options=dict(template.options),
-            stop_ids=loaded.special.stop_ids,
-            pad_id=loaded.special.pad_id,
-        )
-        save_adapter(injected.model, folder, metadata=metadata)
-        loaded.tokenizer.chat_template = template.saved_source
-        save_tokenizer(loaded.tokenizer, folder)
-        return folder.parent
+        return tiny_model.save_tiny_run(base, tmp_path / "runs" / name, system=system)
 
     return make

@@ -395,6 +395,47 @@ def export(
 
 
 @app.command()
+def serve(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN [RUN ...]",
+            help="Runs or adapter folders on one base; each is a model name. Or a model alone.",
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine need a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="What clients have to send. Default: the environment's MYNA_API_KEY, else none.",
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["transformers", "vllm"],
+        typer.Option(help="vllm: run vLLM, where it is installed, with these runs."),
+    ] = "transformers",
+    force_base: ForceBase = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Serve runs to clients of OpenAI's interface, with a chat page for browsers."""
+    from myna.cli import serve as command
+
+    command.run(
+        sources,
+        host=host,
+        port=port,
+        api_key=api_key,
+        engine=engine,
+        trust_remote_code=trust_remote_code,
+        force_base=force_base,
+    )
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
 ) -> None:

@@ -51,8 +51,8 @@ from myna.errors import ConfigError, Interrupted, MynaError
 from myna.evaluation.evaluate import HeldOutJudge
 from myna.evaluation.metrics import Metric, parse_metrics
 from myna.evaluation.rows import rows_of_examples
-from myna.inference.speaker import Speaker
 from myna.export.origin import quantised_note
+from myna.inference.speaker import Speaker
 from myna.lora.adapter_file import check_origin, inject_from, read_adapter
 from myna.lora.fused import fuse, fuse_projections, prepack_weights, prepacking
 from myna.lora.initial import check_init

@@ -199,6 +199,24 @@ class Encoder:
             raise DataError(f"The chat template does not accept these messages: {error}") from error
         return Prompt(text, tuple(self._ids([text])[0]))
 
+    def text_prompt(self, text: str) -> Prompt:
+        """A plain text to go on from, with the start token before it as in training.
+
+        Raises:
+            DataError: the text spells a control token, or has no tokens.
+        """
+        if found := self._control_token_in("the text", text):
+            _, finding, mend = found
+            raise DataError(f"{_capital(finding)}\n  {mend}")
+        ids = self._ids([text])[0]
+        if self.tokenizer.bos_token_id is not None:
+            text, ids = self.tokenizer.bos_token + text, [self.tokenizer.bos_token_id, *ids]
+        if not ids:
+            raise DataError(
+                "The text is empty, and the tokenizer has no start token; expected a text."
+            )
+        return Prompt(text, tuple(ids))
+
     def encode(self, conversation: Conversation) -> list[Example]:
         """One example per trained answer, in order.
 

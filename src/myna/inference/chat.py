@@ -66,7 +66,7 @@ class ChatSession:
         finally:
             stream.close()
             if pieces:
-                self._turns.append((question, _as_message("".join(pieces))))
+                self._turns.append((question, as_message("".join(pieces))))
 
     def _prompt(self, question: Message) -> Prompt:
         """The prompt for `question`, with as many of the latest turns as the context has room for.
@@ -93,7 +93,7 @@ class ChatSession:
         return prompt
 
 
-def _as_message(text: str) -> Message:
+def as_message(text: str) -> Message:
     """An answer as the template takes it back: thinking apart from what was said."""
     if found := _THOUGHT.fullmatch(text):
         return Message(

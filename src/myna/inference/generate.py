@@ -17,7 +17,7 @@ import queue
 import secrets
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,7 +181,15 @@ def stream_answer(
 
     def work() -> None:
         try:
-            _run(model, tokenizer, [prompt_ids], settings, seed, _Tap(arrivals), _Halt(halt))
+            _run(
+                model,
+                tokenizer,
+                [prompt_ids],
+                settings,
+                seed,
+                _Tap(lambda ids: arrivals.put(ids[0])),
+                _Halt(lambda: [halt.is_set()]),
+            )
         except BaseException as error:  # re-raised where the pieces are read
             arrivals.put(error)
         else:
@@ -247,6 +255,36 @@ def answer_all(
             yield index, Answer(text, tuple(row[:end]), end < len(row), limit)
 
 
+def answer_together(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    *,
+    seed: int | None,
+    take: Callable[[Sequence[int]], None],
+    ended: Callable[[], Sequence[bool]],
+    watch: LogitsProcessor | None = None,
+) -> None:
+    """Answer prompts in one padded batch, telling every token as soon as it is drawn.
+
+    `take` gets one new id for each prompt (for one that has ended, no matter which), and `ended`
+    says for each whether more are wanted; it is asked before the ids just drawn are told. `watch`
+    sees the scores (B, V) before temperature and top-p, and must not change them. Raises
+    NonFiniteError, OutOfMemoryError, and what `take` and `ended` raise.
+    """
+    _run(
+        model,
+        tokenizer,
+        prompts,
+        settings,
+        seed,
+        _Tap(take),
+        _Halt(ended),
+        watch,
+    )
+
+
 def _batches(
     prompts: Sequence[Sequence[int]], limits: Sequence[int], max_new_tokens: int, batch_size: int
 ) -> Iterator[list[int]]:
@@ -269,6 +307,7 @@ def _run(
     seed: int | None,
     streamer: BaseStreamer | None = None,
     halt: StoppingCriteria | None = None,
+    watch: LogitsProcessor | None = None,
 ) -> Tensor:
     """New ids (B, T) of one call of transformers' `generate`."""
     longest = max(len(ids) for ids in prompts)
@@ -290,7 +329,9 @@ def _run(
                 input_ids,
                 generation_config=settings,
                 attention_mask=attention_mask,
-                logits_processor=LogitsProcessorList([_Finite(longest, model.dtype)]),
+                logits_processor=LogitsProcessorList(
+                    [_Finite(longest, model.dtype), *([watch] if watch else [])]
+                ),
                 stopping_criteria=StoppingCriteriaList([halt] if halt else []),
                 streamer=streamer,
                 # Only read where the base's settings name stop_strings.
@@ -308,14 +349,13 @@ def _run(
 class _Tap(BaseStreamer):
     """Passes new ids on; the first call brings the prompt."""
 
-    def __init__(self, arrivals: "queue.SimpleQueue[int | BaseException | None]") -> None:
-        self._arrivals = arrivals
+    def __init__(self, take: Callable[[Sequence[int]], None]) -> None:
+        self._take = take
         self._prompt_seen = False
 
     def put(self, value: Tensor) -> None:
         if self._prompt_seen:
-            for token_id in value.flatten().tolist():
-                self._arrivals.put(token_id)
+            self._take(value.flatten().tolist())
         self._prompt_seen = True
 
     def end(self) -> None:
@@ -341,13 +381,13 @@ class _Finite(LogitsProcessor):
 
 
 class _Halt(StoppingCriteria):
-    """Ends generation from another thread."""
+    """Ends rows for which nothing more is wanted."""
 
-    def __init__(self, halt: threading.Event) -> None:
-        self._halt = halt
+    def __init__(self, ended: Callable[[], Sequence[bool]]) -> None:
+        self._ended = ended
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self._halt.is_set(), device=input_ids.device)
+        return torch.tensor(self._ended(), device=input_ids.device)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ with, not the base's. Generation is `generate.py`'s.
 """
 
 import difflib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,9 +35,10 @@ from myna.lora.adapter_file import (
     load_adapter,
     read_adapter,
 )
-from myna.models.load import context_length, fingerprint_of, load_model
+from myna.lora.switch import AdapterSwitch
+from myna.models.load import LoadedModel, context_length, fingerprint_of, load_model
 from myna.models.source import find_folder
-from myna.models.tokenizer import VOCABULARY_FILES, load_tokenizer
+from myna.models.tokenizer import VOCABULARY_FILES, LoadedTokenizer, load_tokenizer
 from myna.run_dir import RUNS, RunDir, newest_run
 
 
@@ -126,6 +127,20 @@ class Speaker:
         return unknown_ids(self.model, self.tokenizer)
 
 
+@dataclass(frozen=True)
+class SharedBase:
+    """One model in memory, and the adapters on it, of which one at a time computes."""
+
+    base: Speaker | None
+    """Without an adapter; None where it is no chat model."""
+    speakers: Mapping[str, Speaker]
+    """By the names of the adapters. Their model is the same object."""
+    switch: AdapterSwitch
+    """Says which adapter the model has; who asks a speaker says so before."""
+    notes: tuple[str, ...]
+    """What a person should know about how it was put together."""
+
+
 def open_speaker(
     source: str | None,
     *,
@@ -143,15 +158,116 @@ def open_speaker(
     fit, or is not the one that the adapter was trained on, unless `force_base` says to use it all
     the same, which the notes then tell.
     """
-    adapter = _find_adapter(source)
+    adapter = find_adapter(source)
     info = read_adapter(adapter) if adapter is not None else None
     if info is not None:
-        base = _find_base(info)
+        base = find_base(info)
     else:
         assert source is not None, "without a source the newest run's adapter is taken"
         base = source
     compute = choose_compute(device, dtype)
     return _assemble(base, info, system, compute, trust_remote_code, force_base)
+
+
+def open_speakers(
+    base: str,
+    adapters: Mapping[str, Path],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    force_base: bool = False,
+) -> SharedBase:
+    """Load `base` once, with adapters (name to folder) that share it.
+
+    Raises ConfigError as `open_speaker` does, for the first adapter at fault.
+    """
+    compute = choose_compute(device, dtype)
+    of_base = load_tokenizer(base, trust_remote_code=trust_remote_code)
+    infos = {name: read_adapter(folder) for name, folder in adapters.items()}
+    voices = {
+        name: voice_of(info, of_base, None, trust_remote_code) for name, info in infos.items()
+    }
+    voice_of_base, why_not = None, ""
+    try:
+        voice_of_base = voice_of(None, of_base, None, trust_remote_code)
+    except ConfigError as error:  # no chat model: its adapters brought a template along
+        if not adapters:
+            raise
+        why_not = str(error).partition("\n")[0]
+    fingerprint = fingerprint_of(base, trust_remote_code=trust_remote_code) if infos else ""
+    forced = {
+        name: voices[name].check(info, fingerprint, force_base) for name, info in infos.items()
+    }
+    loaded = _load(base, compute, trust_remote_code)
+    # Before peft's layers are in the model, whose weights it counts.
+    description = _describe(base, loaded.model, compute)
+    switch = AdapterSwitch(loaded.model, adapters)
+
+    def speaker(voice: Voice, notes: Sequence[str], folder: Path | None) -> Speaker:
+        return Speaker(loaded.model, voice.encoder, voice.pad_id, description, folder, tuple(notes))
+
+    return SharedBase(
+        base=speaker(voice_of_base, loaded.notes, None) if voice_of_base else None,
+        speakers={
+            name: speaker(voice, forced[name], infos[name].folder) for name, voice in voices.items()
+        },
+        switch=switch,
+        notes=(
+            *loaded.notes,
+            *(f"{name}: {note}" for name, notes in forced.items() for note in notes),
+            *([f"the base alone is not served: {why_not}"] if why_not else []),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What decides prompts and their end."""
+
+    encoder: Encoder
+    pad_id: int
+    tokenizer: LoadedTokenizer
+
+    def check(self, info: AdapterInfo, base: str, force: bool) -> tuple[str, ...]:
+        """See `check_origin`; `base` is the fingerprint of the weights."""
+        return check_origin(
+            info,
+            base=base,
+            tokenizer=self.tokenizer.fingerprint,
+            template=self.encoder.template.fingerprint,
+            force=force,
+        )
+
+
+def voice_of(
+    info: AdapterInfo | None, of_base: LoadedTokenizer, system: str | None, trust_remote_code: bool
+) -> Voice:
+    """The voice of the adapter in `info`; with None, of the base alone.
+
+    `system` takes the place of the persona used in training. Raises ConfigError.
+    """
+    loaded = of_base
+    if info is not None and any(any(info.folder.glob(name)) for name in VOCABULARY_FILES):
+        loaded = load_tokenizer(str(info.folder), trust_remote_code=trust_remote_code)
+    tokenizer = loaded.tokenizer
+    metadata = info.metadata if info is not None else None
+    if metadata is None:
+        # Adapters made elsewhere are often saved with a tokenizer from before templates.
+        tokenizer.chat_template = tokenizer.chat_template or of_base.tokenizer.chat_template
+    template = choose_template(
+        tokenizer,
+        of_base.model_type,
+        options=metadata.template_options if metadata is not None else None,
+    )
+    if system is None and metadata is not None:
+        system = metadata.system
+    stop_ids = (metadata.stop_ids if metadata is not None else ()) or of_base.special.stop_ids
+    pad_id = of_base.special.pad_id
+    if metadata is not None and metadata.pad_id is not None:
+        pad_id = metadata.pad_id
+    encoder = Encoder(tokenizer, template, stop_ids=stop_ids, system=system)
+    return Voice(encoder, pad_id, loaded)
 
 
 def _assemble(
@@ -163,57 +279,40 @@ def _assemble(
     force_base: bool,
 ) -> Speaker:
     of_base = load_tokenizer(base, trust_remote_code=trust_remote_code)
-    of_adapter = None
-    if info is not None and any(any(info.folder.glob(name)) for name in VOCABULARY_FILES):
-        of_adapter = load_tokenizer(str(info.folder), trust_remote_code=trust_remote_code)
-    tokenizer = (of_adapter or of_base).tokenizer
-    metadata = info.metadata if info is not None else None
-    if metadata is None:
-        # Adapters made elsewhere are often saved with a tokenizer from before templates.
-        tokenizer.chat_template = tokenizer.chat_template or of_base.tokenizer.chat_template
-    template = choose_template(
-        tokenizer,
-        of_base.model_type,
-        options=metadata.template_options if metadata is not None else None,
-    )
+    voice = voice_of(info, of_base, system, trust_remote_code)
     forced: tuple[str, ...] = ()
     if info is not None:  # before the base takes its memory
-        forced = check_origin(
-            info,
-            base=fingerprint_of(base, trust_remote_code=trust_remote_code),
-            tokenizer=(of_adapter or of_base).fingerprint,
-            template=template.fingerprint,
-            force=force_base,
-        )
-    loaded = load_model(
+        fingerprint = fingerprint_of(base, trust_remote_code=trust_remote_code)
+        forced = voice.check(info, fingerprint, force_base)
+    loaded = _load(base, compute, trust_remote_code)
+    is_ours = info is not None and info.metadata is not None
+    description = _describe(base, loaded.model, compute)
+    if info is not None:
+        # peft puts the adapter's layers into the model that it is given.
+        load_adapter(loaded.model, info.folder)
+    return Speaker(
+        model=loaded.model,
+        encoder=voice.encoder,
+        pad_id=voice.pad_id,
+        description=description,
+        adapter=info.folder if info is not None else None,
+        notes=(*forced, *loaded.notes, *(() if is_ours else of_base.special.notes)),
+    )
+
+
+def _load(base: str, compute: Compute, trust_remote_code: bool) -> LoadedModel:
+    return load_model(
         base,
         dtype=getattr(torch, compute.dtype),
         device=torch.device(compute.device),
         trust_remote_code=trust_remote_code,
     )
-    model = loaded.model
-    notes = [*forced, *loaded.notes, *(of_base.special.notes if metadata is None else ())]
-    if system is None and metadata is not None:
-        system = metadata.system
-    stop_ids = (metadata.stop_ids if metadata is not None else ()) or of_base.special.stop_ids
-    encoder = Encoder(tokenizer, template, stop_ids=stop_ids, system=system)
-    pad_id = of_base.special.pad_id
-    if metadata is not None and metadata.pad_id is not None:
-        pad_id = metadata.pad_id
-    description = (
+
+
+def _describe(base: str, model: PreTrainedModel, compute: Compute) -> str:
+    return (
         f"{base} ({model.config.model_type}, {_millions(model)} parameters, "
         f"{compute.dtype} on {compute.device})"
-    )
-    if info is not None:
-        # peft puts the adapter's layers into the model that it is given.
-        load_adapter(model, info.folder)
-    return Speaker(
-        model=model,
-        encoder=encoder,
-        pad_id=pad_id,
-        description=description,
-        adapter=info.folder if info is not None else None,
-        notes=tuple(notes),
     )
 
 
@@ -222,8 +321,11 @@ def _millions(model: PreTrainedModel) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
-def _find_adapter(source: str | None) -> Path | None:
-    """The adapter folder that `source` means; None where it means a model."""
+def find_adapter(source: str | None) -> Path | None:
+    """The adapter folder that `source` means; None where it means a model.
+
+    Raises ConfigError as `open_speaker` does.
+    """
     if source is None:
         return newest_run().adapter
     path = Path(source).expanduser()
@@ -273,7 +375,8 @@ def _unfinished(run: RunDir) -> str:
     )
 
 
-def _find_base(info: AdapterInfo) -> str:
+def find_base(info: AdapterInfo) -> str:
+    """The base that an adapter names. Raises ConfigError where there is none or it is not found."""
     where = info.folder / CONFIG_FILE
     mend = f"base_model_name_or_path in {where}"
     if not info.base_model:

@@ -13,11 +13,12 @@ never read.
 # mypy: untyped-calls-exclude="peft"
 # (peft annotates its arguments but few of its return types.)
 
+import contextlib
 import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,29 @@ def with_places(model: PreTrainedModel, info: AdapterInfo) -> PeftModel:
         placed: Any = get_peft_model(model, config, adapter_name=ADAPTER)
     assert isinstance(placed, PeftModel), f"peft made a {type(placed).__name__}"
     return placed
+
+
+def load_adapters(model: PreTrainedModel, folders: Mapping[str, Path]) -> PeftModel:
+    """Put several adapters on `model` for inference, under the names that peft gets for them.
+
+    Raises ConfigError as `load_adapter` does, for all of them before the first is loaded, and for
+    one with trained biases: those stand in the base, which the others share.
+    """
+    infos = {name: read_adapter(folder) for name, folder in folders.items()}
+    for info in infos.values():
+        _check_base(info, model)
+        if info.config.get("bias", "none") != "none":
+            raise ConfigError(
+                f"{info.folder} has trained biases (bias {info.config['bias']!r}), which change "
+                "the base itself; the models of one server share it.\n"
+                "  Merge it into the base with peft and serve the merged model."
+            )
+    (first, info), *others = infos.items()
+    loaded = _load(model, info, trainable=False, dropout=info.dropout, name=first)
+    for name, info in others:
+        with _own_warnings(info):
+            loaded.load_adapter(str(info.folder), adapter_name=name, torch_device="cpu")
+    return loaded
 
 
 def inject_from(
@@ -488,20 +512,37 @@ def _peft_config(info: AdapterInfo) -> LoraConfig:
 
 
 def _load(
-    model: PreTrainedModel, info: AdapterInfo, *, trainable: bool, dropout: float
+    model: PreTrainedModel,
+    info: AdapterInfo,
+    *,
+    trainable: bool,
+    dropout: float,
+    name: str = ADAPTER,
 ) -> PeftModel:
     config = _peft_config(info)
     config.lora_dropout = dropout
+    with _own_warnings(info):
+        loaded: PeftModel = PeftModel.from_pretrained(
+            model,
+            str(info.folder),
+            adapter_name=name,
+            config=config,
+            is_trainable=trainable,
+            torch_device="cpu",
+        )
+    return loaded
+
+
+@contextlib.contextmanager
+def _own_warnings(info: AdapterInfo) -> Iterator[None]:
+    """What peft warns of while it loads: missing tensors are an error, news of its own nothing."""
     # peft draws first values that the file replaces at once.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loaded = PeftModel.from_pretrained(
-            model, str(info.folder), config=config, is_trainable=trainable, torch_device="cpu"
-        )
+        yield
     for warning in caught:
         text = str(warning.message)
         if "missing adapter keys" in text:
             raise ConfigError(f"{info.folder}: {text}\n  Copy the adapter again from its source.")
         if not issubclass(warning.category, FutureWarning | DeprecationWarning):
-            warnings.warn(text, stacklevel=3)
-    return loaded
+            warnings.warn(text, stacklevel=4)
