@@ -32,8 +32,8 @@ def byte_level_tokenizer(*more_stops: str, **options: Any) -> PreTrainedTokenize
     return tokenizer
 
 
-def save_tiny_model(folder: Path) -> Path:
-    """A Llama of two layers with a byte-level tokenizer and a ChatML template."""
+def save_tiny_model(folder: Path, *, layers: int = 2) -> Path:
+    """A Llama of few layers with a byte-level tokenizer and a ChatML template."""
     tokenizer = byte_level_tokenizer()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(3)
@@ -41,7 +41,7 @@ def save_tiny_model(folder: Path) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,

@@ -20,7 +20,7 @@ from myna.cli.place import output_of, short, show_result
 from myna.cli.preparation import Prepared, prepare_rows
 from myna.cli.progress import TrainingDisplay
 from myna.cli.remote_code import warn_of_remote_code
-from myna.cli.result import draw_loss, write_adapter
+from myna.cli.result import draw_loss, set_adapter_aside, write_adapter
 from myna.cli.resumption import (
     Change,
     changed_inputs,
@@ -247,6 +247,7 @@ def _train_told(
         directory.check_room(checkpoint_bytes(injected.model))
     if (measures or changes) and writes:
         accounting = prepared.dataset.accounting.to_json()
+        set_adapter_aside(directory)
         write_description(directory, resolved, accounting, identity, measured)
     display = TrainingDisplay(
         console,
