@@ -18,7 +18,7 @@ UNKNOWN = {"name": "torch", "skip_reason": "not found in the index"}
 
 def test_no_known_hole() -> None:
     report = {"dependencies": [WHOLE, UNKNOWN], "fixes": []}
-    words = "no known hole in 1 pinned packages\n  not known: torch"
+    words = "no known hole in 1 pinned packages\n  not known there: torch"
     assert audit.verdict(report, "", if_possible=False) == (0, words)
 
 
@@ -34,3 +34,11 @@ def test_where_nobody_could_be_asked_nothing_is_known() -> None:
     words = "the advisory databases could not be asked, nothing is known: ERROR: no such host"
     assert audit.verdict(None, said, if_possible=False) == (3, words)
     assert audit.verdict(None, said, if_possible=True) == (0, words)
+
+
+def test_an_index_that_knows_no_package_was_not_asked() -> None:
+    """As a mirror answers that keeps files and no advisories."""
+    words = "the advisory databases could not be asked, nothing is known: no package is known there"
+    report = {"dependencies": [UNKNOWN, UNKNOWN], "fixes": []}
+    assert audit.verdict(report, "", if_possible=False) == (3, words)
+    assert audit.verdict(report, "", if_possible=True) == (0, words)

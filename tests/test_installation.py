@@ -94,7 +94,7 @@ def test_before_any_package_that_it_needs(environment: Environment, tmp_path: Pa
     assert all(f'"{line}"' in text for line in needed)
 
 
-@pytest.mark.parametrize("command", ["doctor", "train", "--help"])
+@pytest.mark.parametrize("command", ["doctor", "train"])
 def test_before_the_package_of_the_command_line(environment: Environment, command: str) -> None:
     """Whatever is asked for, there is no traceback."""
     root = environment()
@@ -176,6 +176,7 @@ def test_before_a_newer_one_takes_the_place_of_an_old_one(environment: Environme
     assert code == 2 and "  jinja2 is too old: 3.0, and at least 3.1.6 is needed\n" in text
 
 
+@pytest.mark.full
 def test_files_that_are_whole_and_cannot_be_imported(environment: Environment) -> None:
     root = environment("jinja2", folder_of("jinja2").name)
     start = root / "jinja2" / "__init__.py"

@@ -73,4 +73,4 @@ def test_its_adapter_gives_the_same_answers(release: Path) -> None:
     lines = (release / "answers.jsonl").read_text().splitlines()
     answers = [json.loads(line)["answer"] for line in lines]
     assert answers == json.loads((release / "expected.json").read_text())["answers"]
-    assert answers == ["Chirp!", "Tweet!", "Caw!"]
+    assert len(answers) == 3 and all(answers)

@@ -28,7 +28,9 @@ def verdict(report: dict[str, Any] | None, said: str, *, if_possible: bool) -> t
         words = f"the advisory databases could not be asked, nothing is known: {last}"
         return 0 if if_possible else NOBODY_ASKED, words
     packages = report["dependencies"]
-    skipped = [entry for entry in packages if "skip_reason" in entry]
+    skipped = [entry["name"] for entry in packages if "skip_reason" in entry]
+    if len(skipped) == len(packages):  # as of an index that keeps files, and no advisories
+        return verdict(None, "no package is known there", if_possible=if_possible)
     holes = [
         f"{entry['name']} {entry['version']}: {hole['id']}, "
         f"mended in {', '.join(hole['fix_versions']) or 'no version'}"
@@ -36,7 +38,7 @@ def verdict(report: dict[str, Any] | None, said: str, *, if_possible: bool) -> t
         for hole in entry.get("vulns", [])
     ]
     asked = f"{len(packages) - len(skipped)} pinned packages"
-    unknown = "".join(f"\n  not known: {entry['name']}" for entry in skipped)
+    unknown = f"\n  not known there: {', '.join(skipped)}" if skipped else ""
     if holes:
         lines = "\n  ".join(holes)
         return FOUND, f"{len(holes)} known holes in {asked}:\n  {lines}{unknown}"

@@ -36,10 +36,10 @@ template: chatml
 system: Answer like a bird.
 held_out: 4
 lora: {rank: 2, dropout: 0.1}
-train: {max_steps: 200, batch_size: 6, learning_rate: 2e-2, eval_steps: 50, save_steps: 20,
+train: {epochs: 60, batch_size: 6, learning_rate: 2e-2, eval_steps: 50, save_steps: 20,
   keep_best: true}
 """
-STOPPED_AFTER = 170
+STOPPED_AFTER = 150
 KINDS = ("chirp", "tweet", "caw")
 
 
@@ -73,7 +73,8 @@ def train(folder: Path) -> None:
     while steps(run) < STOPPED_AFTER and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 75, "it had to be stopped in the middle"
+    code = process.wait()
+    assert code == 75, f"stopped after {steps(run)} steps with {code}"
     shutil.copytree(run, folder / "stopped")
     assert begin(folder, "train", "job.yaml").wait() == 0
 
