@@ -420,15 +420,14 @@ def test_a_damaged_checkpoint_is_told_with_what_is_used_and_what_is_lost(job: Pa
 
 
 def test_a_run_that_is_changed_and_killed_is_not_taken_for_finished(job: Path) -> None:
-    directory, _ = train(job, "train.max_steps=3")
-    process, events = begun(
-        job, "train.max_steps=80", "--allow-change", "train.max_steps", steps=3 + 3
-    )
+    directory, _ = train(job, "train.epochs=20", "train.max_steps=3")
+    longer = ("train.epochs=20", "train.max_steps=80")
+    process, events = begun(job, *longer, "--allow-change", "train.max_steps", steps=3 + 3)
     process.kill()
     process.communicate()
     assert not (directory / "adapter").exists()
     assert (directory / "adapter-before-change" / "adapter_model.safetensors").is_file()
-    _, said = train(job, "train.max_steps=80")
+    _, said = train(job, *longer)
     assert "going on after step" in said
     steps = [e["step"] for e in read_events(events) if e["event"] == "step"]
     assert steps == list(range(1, 81))
