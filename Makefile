@@ -25,10 +25,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-audit: $(INSTALLED)  ## look the pinned dependencies up in the advisory databases (needs the network)
-	$(PYTHON) -m venv .audit
-	.audit/bin/python -m pip install --quiet pip-audit
-	.audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+audit:  ## look the pinned dependencies up in the advisory databases (needs the network)
+	$(PYTHON) tools/audit.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

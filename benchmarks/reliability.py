@@ -2,41 +2,45 @@
 
     python benchmarks/reliability.py [--full | --small] [--only kills …] [--workers 2]
 
-Owns the injuries and what counts as survived. The case is a run of `myna train` on a tiny model
-(`tiny_model.py`): packed, with dropout, an evaluation every three steps, a checkpoint every two and
-epochs that end in between. A trial is the whole command in a process of its own, forked from one
-that has everything imported; it is hurt, then the same command is repeated until it ends by itself,
-and the SHA-256 of `adapter_model.safetensors` is compared with that of a run that nobody hurt.
+Owns the kinds of trials, their numbers and the table; injuries to whole runs, and what counts as
+survived, are in `hurt_runs.py`. Behind each kind stands the promise it shows, by its number in the
+project's list.
 
-    kills        SIGKILL at a random moment
-    crash points SIGKILL at every file operation of a short run, one after the other
-    repeated     one run killed twenty times, each time after a step or more
-    signals      SIGTERM, SIGINT or SIGUSR1 at a random moment; the exit code has to be 75
-    disk full    every file operation of a short run fails once with ENOSPC
-    bit flips    one bit of the newest checkpoint, anywhere in its files
-    non-finite   NaN or infinity in the loss, a gradient, an adapter or the embedding, at the first,
-                 a middle or the last step
-    races        two commands for one directory at once
-    clock        checkpoints whose times are shuffled, or years away
-    hostile      adapter folders made to do harm (`hostile.py`)
-    overhead     a checkpoint of 20 million adapter parameters, as of a 7B model
+    unhurt        P15  the same command in another directory gives the same bytes
+    finished      P03  the command of a finished run, in a new process: within two seconds, and no
+                       file is touched
+    kills         P01  SIGKILL at a random moment
+    crash points  P01  SIGKILL at every file operation of a short run, one after the other; old
+                  P14  checkpoints being removed are among them
+    repeated      P02  one run killed twenty times, each time after one to four steps
+    signals       P09  SIGTERM, SIGINT or SIGUSR1 at a random moment; the exit code has to be 75
+    disk full     P07  every file operation of a short run fails once with ENOSPC
+    bit flips     P05  one bit of the newest checkpoint, anywhere in its files
+    power cuts    P06  every state in which the disk may be after each file operation of a short run
+                       (`power_loss.py`): what was told to be saved is there; from every hundredth
+                       the run goes on
+    non-finite    P10  NaN or infinity in the loss, a gradient, an adapter or the embedding, at the
+                       first, a middle or the last step
+    memory        P11  no memory in the forward or backward pass, the update, an evaluation or a
+                       checkpoint: the run goes on by itself to the same losses (1e-5)
+    races         P12  two commands for one directory at once
+    clock         P13  checkpoints whose times are shuffled, or years away
+    hostile       P30  adapter folders made to do harm (`hostile.py`)
+    overhead           a checkpoint of 20 million adapter parameters, as of a 7B model
 
 Unasked it takes a few minutes, `--full` five times as many trials; `--small`, for the tests, a
 twentieth of them and of the file operations. Results are kept in `results/reliability.json`.
 """
 
 import argparse
-import errno
 import functools
-import hashlib
-import io
 import json
 import os
 import random
 import resource
 import shutil
-import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -52,29 +56,31 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
 
-from hostile import FOLDERS, make_adapter
-from myna.cli.train import Options, run
-from myna.config_file import load_config
+import hurt_runs
+from hostile import FOLDERS, load, make_adapter
+from hurt_runs import TIMES_KILLED, Bench, Trial
 from myna.device import processor
-from myna.errors import MynaError
 from myna.training.checkpoint import CheckpointWriter, State, latest_checkpoint, save_checkpoint
-from tiny_model import save_tiny_model
+from power_loss import Recording, power_cuts
 
 RESULTS = Path(__file__).parent / "results" / "reliability.json"
 NUMBERS = {
+    "unhurt": 20,
+    "finished": 3,
     "kills": 200,
-    "repeated": 1,
+    "repeated": 20,
     "signals": 100,
     "bit flips": 1000,
     "non-finite": 300,
+    "memory": 50,
     "races": 100,
     "clock": 100,
 }
 """Trials of the short form; those that are not listed take every case there is."""
 FULL, SMALL = 5, 1 / 20
-MOST_ATTEMPTS = 60
+RESUMED = 100
+"""One in so many of the states after a power cut is run on from."""
 
 
 @dataclass
@@ -88,295 +94,126 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
     """What went wrong in those that did not, the first ten."""
 
-
-@dataclass(frozen=True)
-class Bench:
-    """The job, in a folder of its own, and the adapter that an unhurt run ends in."""
-
-    folder: Path
-    wanted: str
-    seconds: float
-    """How long an unhurt run takes."""
-    operations: int
-    """File operations of the short run."""
+    def add(self, wrong: str) -> None:
+        """Count a trial."""
+        self.trials += 1
+        if wrong:
+            self.failures.append(wrong)
+        else:
+            self.survived += 1
 
 
-def write_job(folder: Path) -> None:
-    """Model, rows and YAMLs: `job.yaml`, and `short.yaml` with three checkpoints."""
-    save_tiny_model(folder / "model")
-    lines = [
-        {"instruction": f"What is {n} and {n % 7}?", "input": "", "output": f"It is {n + n % 7}!"}
-        for n in range(36)
-    ]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    shared = (
-        f"model: {folder / 'model'}\ndata: {folder / 'rows.jsonl'}\ndtype: float32\n"
-        "template: chatml\nsystem: Answer like a bird.\nheld_out: 4\n"
-        "lora: {rank: 4, dropout: 0.1}\n"
-    )
-    train = "batch_size: 6, learning_rate: 1e-3, eval_steps: 3, keep_best: true"
-    (folder / "job.yaml").write_text(
-        f"{shared}train: {{epochs: 2, save_steps: 2, logging_steps: 100, {train}}}\n"
-    )
-    (folder / "short.yaml").write_text(
-        f"{shared}train: {{max_steps: 5, save_steps: 2, logging_steps: 100, {train}}}\n"
-    )
+def many(trial: Callable[[int], Trial], numbers: Sequence[int], workers: int) -> Outcome:
+    """Trials side by side, each in a process forked from a forked worker."""
+    outcome, where = Outcome(), Counter[str]()
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        for number, done in zip(numbers, pool.map(trial, numbers), strict=True):
+            outcome.add(f"{number}: {done.wrong}" if done.wrong else "")
+            where[done.where] += bool(done.where)
+    outcome.details = {words: count for words, count in sorted(where.items()) if words}
+    return outcome
 
 
-def command(job: Path, output: Path) -> int:
-    """`myna train` in this process, silent; its exit code."""
-    try:
-        run(load_config(job, [f"output={output}"]), Options(), console=Console(file=io.StringIO()))
-    except MynaError as error:
-        (output.parent / f"{output.name}.error").write_text(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BaseException as error:
-        (output.parent / f"{output.name}.error").write_text(f"{type(error).__name__}: {error}")
-        return 1
-    return 0
+def repeated(bench: Bench, kills: int, workers: int) -> Outcome:
+    """Counted by kills, of which a run gets twenty at most."""
+    times = min(TIMES_KILLED, kills)
+    trial = functools.partial(hurt_runs.kill_repeatedly, bench, times)
+    outcome = many(trial, range(kills // times), workers)
+    outcome.trials *= times
+    outcome.survived *= times
+    return outcome
 
 
-def begin(job: Path, output: Path, prepare: Callable[[], None] | None = None) -> int:
-    """The command in a process of its own; its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        if prepare is not None:
-            prepare()
-        code = command(job, output)
-    finally:
-        os._exit(code)
-
-
-def finish(pid: int) -> int:
-    """Exit code of a process; below zero the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def adapter_sum(output: Path) -> str:
-    """SHA-256 of the finished adapter; empty where there is none."""
-    path = output / "adapter" / "adapter_model.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-def resume(job: Path, output: Path, wanted: str, allowed: Sequence[int] = (0,)) -> str:
-    """Repeat the command until it ends by itself; what is wrong then, or nothing."""
-    code = finish(begin(job, output))
-    if code not in allowed:
-        said = output.parent / f"{output.name}.error"
-        return f"resumption ended with {code}: {said.read_text() if said.exists() else ''}"
-    if adapter_sum(output) != wanted:
-        return "another adapter"
-    damaged = [path.name for path in (output / "checkpoints").glob("*.corrupt*")]
-    return f"damaged checkpoints: {damaged}" if damaged else ""
-
-
-def hurt(
-    bench: Bench,
-    name: str,
-    job: str,
-    wanted: str,
-    injure: Callable[[int, Path], tuple[int, str]],
-    prepare: Callable[[], None] | None = None,
-) -> str:
-    """One trial in a fresh directory: begin, injure, resume; what is wrong, or nothing.
-
-    `injure` gets the pid and the run's directory, and gives the exit code and what is wrong.
-    """
-    output = bench.folder / "runs" / name.replace(" ", "-")
-    try:
-        _, wrong = injure(begin(bench.folder / job, output, prepare), output)
-        return wrong or resume(bench.folder / job, output, wanted)
-    finally:
-        shutil.rmtree(output, ignore_errors=True)
-        output.with_name(f"{output.name}.error").unlink(missing_ok=True)
-
-
-def kill(bench: Bench, number: int) -> str:
-    """SIGKILL at a moment drawn from the whole length of a run."""
-    draw = random.Random(f"kill {number}")
-
-    def injure(pid: int, _: Path) -> tuple[int, str]:
-        time.sleep(draw.uniform(0, bench.seconds))
-        os.kill(pid, signal.SIGKILL)
-        return finish(pid), ""
-
-    return hurt(bench, f"kill {number}", "job.yaml", bench.wanted, injure)
-
-
-def ask_to_stop(bench: Bench, number: int) -> str:
-    """A signal at a random moment: exit 75, or 0 where the run was at its end."""
-    draw = random.Random(f"signal {number}")
-    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[number % 3]
-
-    def injure(pid: int, output: Path) -> tuple[int, str]:
-        # Before its first event a run holds nothing that a signal could spoil.
-        while not (output / "events.jsonl").exists():
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0.02, 0.5 * bench.seconds))
-        os.kill(pid, asked)
-        code = finish(pid)
-        # Once the adapter is written, a signal is whatever it is to any program.
-        is_over = (output / "adapter").is_dir()
-        return code, "" if is_over or code in (75, 0) else f"{asked.name}: exit code {code}"
-
-    return hurt(bench, f"signal {number}", "job.yaml", bench.wanted, injure)
-
-
-def kill_repeatedly(bench: Bench, number: int) -> str:
-    """One run killed again and again, each time once it has done a step."""
-    output = bench.folder / "runs" / f"repeated-{number}"
-    job = bench.folder / "job.yaml"
-    events = output / "events.jsonl"
-    try:
-        for _ in range(20):
-            before = events.read_bytes().count(b'"event": "step"') if events.exists() else 0
-            pid = begin(job, output)
-            while True:
-                done, _ = os.waitpid(pid, os.WNOHANG)
-                if done:
-                    break
-                if events.exists() and events.read_bytes().count(b'"event": "step"') > before:
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-                    break
-                time.sleep(0.001)
-        return resume(job, output, bench.wanted)
-    finally:
-        shutil.rmtree(output, ignore_errors=True)
-
-
-def at_operation(number: int, act: Callable[[], None], root: str) -> Callable[[], None]:
-    """Have the `number`-th file operation under `root` (from 1) begin with `act`.
-
-    Opening for writing, renaming, removing and making are seen by an audit hook; fsync has no
-    event and is wrapped. A `number` of 0 only counts, into a file beside the run.
-    """
-    count = 0
-
-    def note(path: object) -> None:
-        nonlocal count
-        if isinstance(path, int) or root in str(path):
-            count += 1
-            if count == number:
-                act()
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open":
-            path, mode, flags = arguments
-            writing = isinstance(mode, str) and any(sign in mode for sign in "wax+")
-            creating = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if not isinstance(path, int) and (writing or creating):
-                note(path)
-        elif event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"):
-            note(arguments[0])
-
-    def prepare() -> None:
-        whole = os.fsync
-
-        def fsync(descriptor: int) -> None:
-            note(descriptor)
-            whole(descriptor)
-
-        os.fsync = fsync
-        sys.addaudithook(hook)
-        if number == 0:
-            leave = os._exit
-
-            def told(code: int) -> None:
-                Path(f"{root}.count").write_text(str(count))
-                leave(code)
-
-            os._exit = told  # type: ignore[assignment]
-
-    return prepare
-
-
-def count_operations(folder: Path) -> int:
-    """File operations of the short run."""
-    output = folder / "runs" / "counted"
-    prepare = at_operation(0, lambda: None, str(output))
-    assert finish(begin(folder / "short.yaml", output, prepare)) == 0, "an unhurt run ends"
-    counted = Path(f"{output}.count")
-    number = int(counted.read_text())
-    counted.unlink()
-    shutil.rmtree(output)
-    return number
-
-
-def crash_point(bench: Bench, number: int, wanted: str) -> str:
-    """SIGKILL at one file operation of the short run."""
-    name = f"crash {number}"
-    root = str(bench.folder / "runs" / name.replace(" ", "-"))
-
-    def injure(pid: int, _: Path) -> tuple[int, str]:
-        code = finish(pid)
-        return code, "" if code in (-signal.SIGKILL, 0) else f"ended with {code}"
-
-    prepare = at_operation(number, lambda: os.kill(os.getpid(), signal.SIGKILL), root)
-    return hurt(bench, name, "short.yaml", wanted, injure, prepare)
-
-
-def full_disk(bench: Bench, number: int, wanted: str) -> str:
-    """ENOSPC at one file operation of the short run: it goes on or ends with 4 (at its start 2)."""
-    name = f"disk {number}"
-    root = str(bench.folder / "runs" / name.replace(" ", "-"))
-
-    def refuse() -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def injure(pid: int, output: Path) -> tuple[int, str]:
-        code = finish(pid)
-        said = output.parent / f"{output.name}.error"
-        text = said.read_text() if said.exists() else ""
-        return code, "" if code in (0, 2, 4) else f"ended with {code}: {text}"
-
-    return hurt(bench, name, "short.yaml", wanted, injure, at_operation(number, refuse, root))
-
-
-def race(bench: Bench, number: int) -> str:
-    """Two commands for one directory: one trains, the other ends with 7."""
-    output = bench.folder / "runs" / f"race-{number}"
-    job = bench.folder / "short.yaml"
-    try:
-        codes = sorted(map(finish, [begin(job, output), begin(job, output)]))
-        # The second may also come when the first is done, and finds a finished run.
-        return "" if codes in ([0, 7], [0, 0]) else f"exit codes {codes}"
-    finally:
-        shutil.rmtree(output, ignore_errors=True)
-        output.with_name(f"{output.name}.error").unlink(missing_ok=True)
-
-
-def flip_bits(folder: Path, number: int) -> Outcome:
-    """Single bits of the newest of two checkpoints: never used, and the other one is."""
+def finished(bench: Bench, number: int) -> Outcome:
+    """The command as a person gives it, where there is nothing left to do."""
     outcome = Outcome()
-    draw = random.Random("bits")
-    origin, work = folder / "origin", folder / "work"
+    output, yaml = bench.place("finished"), bench.folder / "short.yaml"
+    assert hurt_runs.finish(hurt_runs.begin(yaml, output)) == 0, hurt_runs.said_by(output)
+
+    def look() -> list[tuple[Path, int, int]]:
+        there = [(path, path.stat()) for path in sorted(output.rglob("*"))]
+        return [(path, stat.st_mtime_ns, stat.st_size) for path, stat in there]
+
+    def own_seconds() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before, times = look(), []
+    for _ in range(number):
+        # Its own time: other programs may have the processor.
+        started = own_seconds()
+        done = subprocess.run(
+            [sys.executable, "-m", "myna", "train", str(yaml), f"output={output}"],
+            capture_output=True,
+            text=True,
+        )
+        times.append(own_seconds() - started)
+        fine = done.returncode == 0 and "nothing was changed" in done.stdout
+        wrong = "" if fine else done.stdout + done.stderr
+        wrong = wrong or ("" if look() == before else "files were touched")
+        outcome.add(wrong or ("" if times[-1] < 2 else f"{times[-1]:.1f} s"))
+    outcome.details = {"seconds of the processor, at most": round(max(times), 2)}
+    hurt_runs.remove(output)
+    return outcome
+
+
+def flip_bits(folder: Path, number: int, workers: int) -> Outcome:
+    """Single bits of the newest of two checkpoints: never used, and the other one is."""
     tensors = {"a.lora_A.weight": torch.randn(8, 64), "a.lora_B.weight": torch.randn(64, 8)}
     for step in (1, 2):
-        save_checkpoint(origin, State(step, run="r"), tensors, tensors, keep=2)
-    files = sorted((origin / "step-00000002").iterdir())
-    where: Counter[str] = Counter()
-    for _ in range(number):
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.copytree(origin, work)
-        file = work / "step-00000002" / draw.choice(files).name
-        content = bytearray(file.read_bytes())
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-        file.write_bytes(content)
-        said: list[str] = []
-        found = latest_checkpoint(work, said.append, "r")
-        outcome.trials += 1
-        where[file.name] += 1
-        if found is not None and found.state.step == 1 and len(said) == 1:
-            outcome.survived += 1
-        else:
-            outcome.failures.append(f"{file.name}: {said}")
-    outcome.details["flips"] = dict(where)
+        save_checkpoint(folder / "origin", State(step, run="r"), tensors, tensors, keep=2)
+    return many(functools.partial(_flip_bit, folder), range(number), workers)
+
+
+def _flip_bit(folder: Path, number: int) -> Trial:
+    draw = random.Random(f"bit {number}")
+    work = folder / f"flipped-{number}"
+    shutil.copytree(folder / "origin", work)
+    file = draw.choice(sorted((work / "step-00000002").iterdir()))
+    content = bytearray(file.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes(content)
+    said: list[str] = []
+    found = latest_checkpoint(work, said.append, "r")
+    shutil.rmtree(work)
+    used_other = found is not None and found.state.step == 1
+    told = len(said) == 1 and "goes on from step-00000001" in said[0]
+    return Trial("" if used_other and told else f"{file.name}: {said}", file.name)
+
+
+def cut_power(bench: Bench, recording: Recording, workers: int, times: float) -> Outcome:
+    """Every state after every file operation of the short run."""
+    outcome = Outcome()
+    share = max(1, round(1 / times))
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        halves = [
+            pool.submit(_cut_power, bench, recording, number, workers, share)
+            for number in range(workers)
+        ]
+        for half in halves:
+            done = half.result()
+            outcome.trials += done.trials
+            outcome.survived += done.survived
+            outcome.failures += done.failures
+            outcome.details = dict(Counter(outcome.details) + Counter(done.details))
+    outcome.details["operations"] = len(recording.operations)
+    return outcome
+
+
+def _cut_power(
+    bench: Bench, recording: Recording, number: int, workers: int, share: int
+) -> Outcome:
+    """One worker's part of the states, of which one in `share` is looked at."""
+    outcome, known = Outcome(details={"run on from": 0}), dict[int, int | str]()
+    for index, left in enumerate(power_cuts(recording)):
+        if index % share or index // share % workers != number:
+            continue
+        wrong = hurt_runs.lost_by(left, bench.place(f"left-{number}"), known)
+        if not wrong and index // share % RESUMED < workers:
+            outcome.details["run on from"] += 1
+            wrong = hurt_runs.resume_after_power_cut(bench, left, index)
+        outcome.add(f"after {left.moment} operations, {left.what}: {wrong}" if wrong else "")
+    shutil.rmtree(bench.place(f"left-{number}"), ignore_errors=True)
     return outcome
 
 
@@ -392,104 +229,18 @@ def shuffle_clock(folder: Path, number: int) -> Outcome:
             for path in root.iterdir():
                 moment = time.time() + draw.choice((-86400, 86400, -1e9, 1e8)) * draw.random()
                 os.utime(path, (moment, moment))
-        found = latest_checkpoint(root, outcome.failures.append)
+        said: list[str] = []
+        found = latest_checkpoint(root, said.append)
         names = sorted(path.name for path in root.iterdir())
-        outcome.trials += 1
-        kept = names == ["step-00000003", "step-00000004"]
-        outcome.survived += found is not None and found.state.step == 4 and kept
+        kept = names == ["step-00000003", "step-00000004"] and not said
+        right = found is not None and found.state.step == 4 and kept
+        outcome.add("" if right else f"{names}: {said}")
         shutil.rmtree(root)
     return outcome
 
 
-def not_finite(bench: Bench, number: int) -> str:
-    """NaN or infinity in one place at one step: exit 6, nothing of it on disk."""
-    places = ("loss", "gradient", "adapter", "embedding")
-    place, at = places[number % 4], (1, 4, 11)[number // 4 % 3]
-    value = (float("nan"), float("inf"))[number // 12 % 2]
-    output = bench.folder / "runs" / f"finite-{number}"
-    try:
-        code = finish(begin(bench.folder / "job.yaml", output, lambda: _poison(place, at, value)))
-        if code != 6:
-            said = output.parent / f"{output.name}.error"
-            return (
-                f"{place} {value} at {at}: exit {code}: {said.read_text() if said.exists() else ''}"
-            )
-        for file in output.rglob("*.safetensors"):
-            if "nonfinite" in file.parts:
-                continue  # the dump shows what the step began with
-            if not all(bool(tensor.isfinite().all()) for tensor in load_file(file).values()):
-                return f"{place} {value} at {at}: {file.relative_to(output)} is not finite"
-        dumps = list((output / "nonfinite").glob("step-*/step.json"))
-        return "" if len(dumps) == 1 else f"{place} at {at}: {len(dumps)} dumps"
-    finally:
-        shutil.rmtree(output, ignore_errors=True)
-        output.with_name(f"{output.name}.error").unlink(missing_ok=True)
-
-
-def _poison(place: str, step: int, value: float) -> None:
-    """Have step `step` of the run that follows meet `value` in one place, for that step only."""
-    from myna.training import computation, fit
-
-    calls = 0
-    whole = computation.Packed.summed_loss
-
-    def summed_loss(self: Any, model: Any, piece: Any) -> Any:
-        nonlocal calls
-        if not model.training or not torch.is_grad_enabled():
-            return whole(self, model, piece)
-        calls += started()
-        if calls != step:
-            return whole(self, model, piece)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        if place == "adapter":
-            with torch.no_grad():
-                kept = trained[0].clone()
-                trained[0].view(-1)[0] = value
-            loss = whole(self, model, piece)
-            trained[0].register_hook(lambda grad: _restore(trained[0], kept, grad))
-            return loss
-        if place == "embedding":
-            table = model.get_input_embeddings().weight
-            with torch.no_grad():
-                row = int(piece.pack.input_ids[0])
-                kept = table[row].clone()
-                table[row] = value
-            loss = whole(self, model, piece)
-            with torch.no_grad():
-                table[row] = kept
-            return loss
-        loss = whole(self, model, piece)
-        if place == "gradient":
-            trained[0].register_hook(lambda grad: grad + value)
-            return loss
-        return loss * value
-
-    def _restore(parameter: torch.Tensor, kept: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            parameter.copy_(kept)
-        return grad
-
-    in_fit = False
-    begin_fit = fit.fit
-
-    def started() -> int:
-        return int(in_fit)
-
-    def watched(*arguments: Any, **given: Any) -> Any:
-        nonlocal in_fit
-        in_fit = True
-        return begin_fit(*arguments, **given)
-
-    computation.Packed.summed_loss = summed_loss  # type: ignore[method-assign]
-    import myna.cli.train
-
-    myna.cli.train.fit = watched  # type: ignore[attr-defined]
-
-
 def refuse_hostile(folder: Path) -> Outcome:
     """Every folder of `hostile.py`: refused within a second and 512 MB, no canary touched."""
-    from hostile import load
-
     outcome = Outcome()
     for name, spoil in FOLDERS.items():
         place = folder / "hostile" / name.replace(" ", "-")
@@ -500,16 +251,14 @@ def refuse_hostile(folder: Path) -> Outcome:
         wrong = load(adapter)
         took = time.monotonic() - started
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        outcome.trials += 1
-        if wrong or took > 1 or grown > 512 or (place / "canary").exists():
-            outcome.failures.append(f"{name}: {wrong} {took:.1f} s, {grown:.0f} MB")
-        else:
-            outcome.survived += 1
+        touched = (place / "canary").exists()
+        bad = wrong or took > 1 or grown > 512 or touched
+        outcome.add(f"{name}: {wrong} {took:.1f} s, {grown:.0f} MB" if bad else "")
         shutil.rmtree(place)
     return outcome
 
 
-def overhead(folder: Path) -> Outcome:
+def overhead(folder: Path, saves: int) -> Outcome:
     """How long training stands still for a checkpoint of 20 million adapter parameters."""
     adapter, optimizer = {}, {}
     for layer in range(32):
@@ -522,88 +271,51 @@ def overhead(folder: Path) -> Outcome:
     parameters = sum(tensor.numel() for tensor in adapter.values())
     stalls, writes = [], []
     writer = CheckpointWriter(folder / "overhead", keep=2)
-    for step in range(1, 6):
+    for step in range(1, saves + 1):
         started = time.monotonic()
         writer.begin(State(step), adapter, optimizer)
         stalls.append(time.monotonic() - started)
         ((_, error),) = writer.wait()
         writes.append(time.monotonic() - started)
         assert error is None, error
-    stall = statistics.median(stalls)
-    return Outcome(
-        1,
-        int(max(stalls) < 1),
+    outcome = Outcome(
         details={
             "parameters": parameters,
             "bytes": 12 * parameters,
-            "stall_seconds_median": stall,
+            "stall_seconds_median": statistics.median(stalls),
             "stall_seconds_most": max(stalls),
             "written_after_seconds_median": statistics.median(writes),
-        },
-        failures=[] if max(stalls) < 1 else [f"{max(stalls):.2f} s"],
+        }
     )
-
-
-def many(trial: Callable[[int], str], numbers: Sequence[int], workers: int) -> Outcome:
-    """Trials side by side, each in a process forked from a forked worker."""
-    outcome = Outcome()
-    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-        for number, wrong in zip(numbers, pool.map(trial, numbers), strict=True):
-            outcome.trials += 1
-            if wrong:
-                outcome.failures.append(f"{number}: {wrong}")
-            else:
-                outcome.survived += 1
+    outcome.add("" if max(stalls) < 1 else f"{max(stalls):.2f} s")
     return outcome
 
 
-def prepared(folder: Path) -> tuple[Bench, str]:
-    """The job, an unhurt run of it, and what the short one ends in."""
-    write_job(folder)
-    runs = folder / "runs"
-    runs.mkdir()
-    sums, times = set(), []
-    for attempt in range(3):
-        started = time.monotonic()
-        assert finish(begin(folder / "job.yaml", runs / f"whole-{attempt}")) == 0, (
-            runs / f"whole-{attempt}.error"
-        ).read_text()
-        times.append(time.monotonic() - started)
-        sums.add(adapter_sum(runs / f"whole-{attempt}"))
-        shutil.rmtree(runs / f"whole-{attempt}")
-    assert len(sums) == 1, "the same command gives the same bytes"
-    assert finish(begin(folder / "short.yaml", runs / "short")) == 0
-    short = adapter_sum(runs / "short")
-    shutil.rmtree(runs / "short")
-    operations = count_operations(folder)
-    return Bench(folder, sums.pop(), statistics.median(times), operations), short
-
-
 def kinds(
-    bench: Bench, short: str, times: float, workers: int
+    bench: Bench, recording: Recording, times: float, workers: int
 ) -> Iterator[tuple[str, Callable[[], Outcome]]]:
     """Every kind of trial by its name."""
     number = {name: max(1, int(count * times)) for name, count in NUMBERS.items()}
     points = range(1, bench.operations + 1, max(1, int(1 / times)))
 
-    def run_many(trial: Callable[..., str], numbers: Sequence[int], *more: Any) -> Outcome:
-        return many(functools.partial(_call, trial, bench, more), numbers, workers)
+    def run_many(trial: Callable[[Bench, int], Trial], numbers: Sequence[int]) -> Outcome:
+        return many(functools.partial(trial, bench), numbers, workers)
 
-    yield "kills", lambda: run_many(kill, range(number["kills"]))
-    yield "crash points", lambda: run_many(crash_point, points, short)
-    yield "repeated", lambda: run_many(kill_repeatedly, range(number["repeated"]))
-    yield "signals", lambda: run_many(ask_to_stop, range(number["signals"]))
-    yield "disk full", lambda: run_many(full_disk, points, short)
-    yield "bit flips", lambda: flip_bits(bench.folder, number["bit flips"])
-    yield "non-finite", lambda: run_many(not_finite, range(number["non-finite"]))
-    yield "races", lambda: run_many(race, range(number["races"]))
+    yield "unhurt", lambda: run_many(hurt_runs.unhurt, range(number["unhurt"]))
+    yield "finished", lambda: finished(bench, number["finished"])
+    yield "kills", lambda: run_many(hurt_runs.kill, range(number["kills"]))
+    yield "crash points", lambda: run_many(hurt_runs.crash_point, points)
+    yield "repeated", lambda: repeated(bench, number["repeated"], workers)
+    yield "signals", lambda: run_many(hurt_runs.ask_to_stop, range(number["signals"]))
+    yield "disk full", lambda: run_many(hurt_runs.full_disk, points)
+    yield "bit flips", lambda: flip_bits(bench.folder, number["bit flips"], workers)
+    yield "power cuts", lambda: cut_power(bench, recording, workers, times)
+    yield "non-finite", lambda: run_many(hurt_runs.not_finite, range(number["non-finite"]))
+    yield "memory", lambda: run_many(hurt_runs.run_out_of_memory, range(number["memory"]))
+    yield "races", lambda: run_many(hurt_runs.race, range(number["races"]))
     yield "clock", lambda: shuffle_clock(bench.folder, number["clock"])
     yield "hostile", lambda: refuse_hostile(bench.folder)
-    yield "overhead", lambda: overhead(bench.folder)
-
-
-def _call(trial: Callable[..., str], bench: Bench, more: tuple[Any, ...], number: int) -> str:
-    return trial(bench, number, *more)
+    yield "overhead", lambda: overhead(bench.folder, max(1, min(5, int(5 * times))))
 
 
 def main() -> None:
@@ -622,9 +334,13 @@ def main() -> None:
     started = time.monotonic()
     outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory(prefix="myna-reliability-") as folder:
-        bench, short = prepared(Path(folder))
-        print(f"an unhurt run takes {bench.seconds:.2f} s and {bench.operations} file operations")
-        for name, measure in kinds(bench, short, times, given.workers):
+        bench, recording = hurt_runs.prepared(Path(folder).resolve())
+        print(
+            f"an unhurt run takes {bench.seconds:.2f} s, {bench.training_seconds:.2f} s of them "
+            f"training; a short one {bench.operations} file operations",
+            flush=True,
+        )
+        for name, measure in kinds(bench, recording, times, given.workers):
             if given.only and name not in given.only:
                 continue
             begun = time.monotonic()
@@ -634,12 +350,23 @@ def main() -> None:
             print(f"{name}: {done.survived} of {done.trials} in {done.seconds:.0f} s", flush=True)
             for failure in done.failures[:10]:
                 print(f"  {failure}", flush=True)
+    show(outcomes)
+    keep(outcomes, given, time.monotonic() - started)
+    if any(done.survived < done.trials for done in outcomes.values()):
+        sys.exit(1)
+
+
+def show(outcomes: dict[str, Outcome]) -> None:
+    """The table, and where runs were hurt."""
     table = Table(title="what became of hurt runs")
     for column in ("injury", "trials", "survived", "seconds"):
         table.add_column(column, justify="left" if column == "injury" else "right")
     for name, done in outcomes.items():
         table.add_row(name, f"{done.trials:,}", f"{done.survived:,}", f"{done.seconds:,.0f}")
     Console().print(table)
+    for name, done in outcomes.items():
+        if done.details and name != "overhead":
+            print(f"{name}: " + ", ".join(f"{words}: {n}" for words, n in done.details.items()))
     if "overhead" in outcomes:
         found = outcomes["overhead"].details
         print(
@@ -647,6 +374,10 @@ def main() -> None:
             f"{found['stall_seconds_median']:.3f} s and is on disk after "
             f"{found['written_after_seconds_median']:.2f} s"
         )
+
+
+def keep(outcomes: dict[str, Outcome], given: argparse.Namespace, seconds: float) -> None:
+    """Results of these kinds, beside those of the others from before."""
     stored = json.loads(given.results.read_text()) if given.results.exists() else {"kinds": {}}
     stored |= {
         "command": "python benchmarks/reliability.py" + (" --full" if given.full else ""),
@@ -654,8 +385,9 @@ def main() -> None:
         "hardware": processor().name,
         "workers": given.workers,
         "versions": {n: version(n) for n in ("torch", "transformers", "peft", "safetensors")},
-        "seconds": round(time.monotonic() - started, 1),
     }
+    if not given.only:
+        stored["seconds"] = round(seconds, 1)
     for name, done in outcomes.items():
         stored["kinds"][name] = {
             "trials": done.trials,
@@ -665,8 +397,6 @@ def main() -> None:
             "failures": done.failures[:10],
         }
     given.results.write_text(json.dumps(stored, indent=1) + "\n")
-    if any(done.survived < done.trials for done in outcomes.values()):
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -20,5 +20,5 @@ def test_no_injury_loses_a_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     kinds = json.loads(results.read_text())["kinds"]
-    assert len(kinds) == 11
+    assert len(kinds) == 15
     assert all(kind["survived"] == kind["trials"] > 0 for kind in kinds.values())

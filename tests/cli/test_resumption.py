@@ -4,7 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from myna.cli.resumption import replans_noted, stored_compute, stored_memory_plans
+import pytest
+
+from myna.cli.resumption import (
+    FORMAT,
+    changed_settings,
+    replans_noted,
+    stored_compute,
+    stored_memory_plans,
+)
+from myna.config_file import load_config
+from myna.errors import ConfigError
 from myna.run_dir import RunDir
 from myna.training.memory import MemoryPlan
 
@@ -41,3 +51,18 @@ def test_plans_are_added_as_events_tell_of_them(tmp_path: Path) -> None:
     assert all(MemoryPlan(**stored) for stored in stored_memory_plans(directory))
     compute = stored_compute(directory)
     assert compute is not None and compute.dtype == "float32"
+
+
+def test_a_run_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    """Before its settings, of which this version may not know some."""
+    directory = RunDir(tmp_path)
+    directory.config.write_text("train: {something_new: 5}\n")
+    directory.plan.write_text(json.dumps({"format": FORMAT + 1, "device": "cpu"}))
+    config = load_config(None, flags={"model": "m", "data": ["d.jsonl"]}).config
+    with pytest.raises(ConfigError) as caught:
+        changed_settings(directory, config)
+    assert str(caught.value) == (
+        f"{tmp_path} holds a run of a newer version of myna: its format is 2, and this version "
+        "reads up to 1.\n"
+        "  Go on with that version, or start another run with --fresh."
+    )

@@ -116,7 +116,7 @@ def test_one_command_from_rows_to_an_adapter_and_what_a_person_reads(
     assert f"rank: 4  # {job.name} line 5" in config and "  seed: 42  # default" in config
     plan = json.loads((directory / "plan.json").read_text())
     measured = {"run", "device", "dtype", "reason", "computation", "memory", "prepacked"}
-    assert plan.keys() == measured | {"replans"}
+    assert plan.keys() == measured | {"format", "replans"}
     assert plan["prepacked"] == {
         "use": False,
         "reason": "weights are not prepacked: no such layouts for them",
@@ -398,6 +398,40 @@ def test_what_is_allowed_to_change_is_changed_and_told(job: Path) -> None:
     assert adapter_hash(directory) != before
     _, said = train(job, "train.max_steps=12")  # it is the run's own now
     assert "is finished; nothing was changed" in said
+
+
+def test_a_damaged_checkpoint_is_told_with_what_is_used_and_what_is_lost(job: Path) -> None:
+    directory, _ = train(job)
+    whole = adapter_hash(directory)
+    shutil.rmtree(directory / "adapter")  # as if killed after the last checkpoint
+    damaged = directory / "checkpoints" / "step-00000012"
+    content = bytearray((damaged / "optimizer.safetensors").read_bytes())
+    content[-1] ^= 1
+    (damaged / "optimizer.safetensors").write_bytes(content)
+    _, said = train(job)
+    assert (
+        "warning: checkpoint step-00000012 is damaged (optimizer.safetensors does not have the "
+        "bytes that were written); renamed to step-00000012.corrupt. The run goes on from "
+        "step-00000009; 3 steps are lost and computed again"
+    ) in " ".join(said.split())
+    assert "going on after step 9" in said
+    assert (damaged.with_name("step-00000012.corrupt")).is_dir()
+    assert adapter_hash(directory) == whole
+
+
+def test_a_run_that_is_changed_and_killed_is_not_taken_for_finished(job: Path) -> None:
+    directory, _ = train(job, "train.epochs=20", "train.max_steps=3")
+    longer = ("train.epochs=20", "train.max_steps=80")
+    process, events = begun(job, *longer, "--allow-change", "train.max_steps", steps=3 + 3)
+    process.kill()
+    process.communicate()
+    assert not (directory / "adapter").exists()
+    assert (directory / "adapter-before-change" / "adapter_model.safetensors").is_file()
+    _, said = train(job, *longer)
+    assert "going on after step" in said
+    steps = [e["step"] for e in read_events(events) if e["event"] == "step"]
+    assert steps == list(range(1, 81))
+    assert not (directory / "adapter-before-change").exists()
 
 
 def test_another_base_of_the_same_shape_is_noticed_on_resume(job: Path, tiny_model: Path) -> None:

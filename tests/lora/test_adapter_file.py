@@ -327,6 +327,24 @@ def test_broken_files(make_model, tmp_path):
         read_adapter(tmp_path)
 
 
+def test_an_adapter_of_a_newer_version_is_refused(make_model, tmp_path):
+    save(put(make_model()), tmp_path)
+    file = tmp_path / "myna.json"
+    said = json.loads(file.read_text())
+    assert said["format"] == 1
+    file.write_text(json.dumps({"format": 2, "myna_version": "3.0.0", "something_new": {}}))
+    with pytest.raises(ConfigError) as caught:
+        read_adapter(tmp_path)
+    assert str(caught.value) == (
+        f"{file} was written by a newer version of myna (3.0.0): its format is 2, and this version "
+        "reads up to 1.\n"
+        "  Use that version, or read it as a plain peft adapter by leaving the file out."
+    )
+    del said["format"]  # as before there was one
+    file.write_text(json.dumps(said))
+    assert read_adapter(tmp_path).metadata.format == 1
+
+
 def test_every_tensor_that_does_not_fit_is_listed(make_model, tmp_path):
     save(put(make_model(), target_modules=["q_proj"]), tmp_path)
     file = tmp_path / "adapter_model.safetensors"

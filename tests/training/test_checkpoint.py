@@ -1,13 +1,19 @@
 """Checkpoints: whole or absent, intact or not used."""
 
+import dataclasses
+import hashlib
+import json
 import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from myna.errors import StorageError
+from myna.errors import ConfigError, StorageError
 from myna.training.checkpoint import (
+    MANIFEST,
+    SCHEMA,
+    Best,
     Checkpoint,
     State,
     folder_of,
@@ -65,7 +71,11 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
         path.write_bytes(content[:-1] if damage == "cut" else content)
     found, said = latest(tmp_path)
     assert found is not None and found.state.step == 1
-    assert len(said) == 1 and "checkpoint step-00000002 is damaged" in said[0]
+    assert len(said) == 1 and said[0].startswith("checkpoint step-00000002 is damaged (")
+    assert said[0].endswith(
+        "); renamed to step-00000002.corrupt. "
+        "The run goes on from step-00000001; 1 step is lost and computed again"
+    )
     assert (tmp_path / "step-00000002.corrupt").is_dir()
 
 
@@ -138,6 +148,66 @@ def test_one_that_was_being_replaced_gets_its_name_back(tmp_path: Path) -> None:
     assert found is not None and found.state.step == 1 and said == []
 
 
+def test_each_damaged_one_is_told_with_what_it_costs(tmp_path: Path) -> None:
+    for step in (10, 30, 70):
+        save_checkpoint(tmp_path, State(step), {}, {}, keep=3)
+    for step in (30, 70):
+        path = folder_of(tmp_path, step) / "adapter.safetensors"
+        path.write_bytes(path.read_bytes() + b"!")
+    found, said = latest(tmp_path)
+    assert found is not None and found.state.step == 10
+    assert said == [
+        f"checkpoint step-000000{step} is damaged (adapter.safetensors does not have the bytes "
+        f"that were written); renamed to step-000000{step}.corrupt. The run goes on from "
+        f"step-00000010; {lost} steps are lost and computed again"
+        for step, lost in ((70, 60), (30, 20))
+    ]
+
+
+def test_where_no_other_is_intact_the_run_begins_again(tmp_path: Path) -> None:
+    (save(tmp_path, 5) / MANIFEST).unlink()
+    assert latest(tmp_path) == (
+        None,
+        [
+            "checkpoint step-00000005 is damaged (FileNotFoundError: No such file or directory); "
+            "renamed to step-00000005.corrupt. No other one is intact: the run begins again; "
+            "5 steps are lost and computed again"
+        ],
+    )
+
+
+def rewrite_schema(folder: Path, schema: int) -> None:
+    """As a version with another format would write the manifest."""
+    *lines, _ = (folder / MANIFEST).read_text().splitlines()
+    text = json.dumps(json.loads("\n".join(lines)) | {"schema": schema}, indent=1)
+    (folder / MANIFEST).write_text(f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
+
+
+def test_one_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    folder = save(tmp_path, 2)
+    rewrite_schema(folder, SCHEMA)
+    assert latest(tmp_path)[0] is not None  # so are they written here
+    rewrite_schema(folder, 7)
+    for content in ("whole", "other files"):
+        with pytest.raises(ConfigError) as caught:
+            latest(tmp_path)
+        assert str(caught.value) == (
+            f"{folder} was written by a newer version of myna: its format is 7, and this version "
+            "reads up to 1.\n"
+            "  Go on with that version, or begin another run with --fresh."
+        ), content
+        (folder / "adapter.safetensors").unlink(missing_ok=True)
+    assert folder.is_dir()
+
+
+def test_what_a_state_holds_is_known_by_its_schema() -> None:
+    """With another field an older version cannot read it: raise SCHEMA after a release."""
+    names = "best_loss best_step environment evaluations_without_gain loss_scaling plans run "
+    names += "skipped_steps step"
+    assert (SCHEMA, sorted(field.name for field in dataclasses.fields(State))) == (1, names.split())
+
+
 def test_best_adapter(tmp_path: Path) -> None:
-    save_best(tmp_path, 3, 0.25, {"a": torch.ones(2)})
-    assert torch.equal(load_best(tmp_path)["a"], torch.ones(2))
+    save_best(tmp_path / "checkpoints", Best(3, 0.25, {"a": torch.ones(2)}))
+    assert torch.equal(load_best(tmp_path / "checkpoints")["a"], torch.ones(2))

@@ -1,8 +1,8 @@
 """`myna doctor`: what this machine is, how fast it computes, and which models fit.
 
 Owns the report and the estimate of memory behind "what would fit". Measuring and looking is done in
-`device.py`, counting by the same injection that training uses. Nothing here stops a run: a missing
-piece is a line that says how to mend it.
+`device.py`, counting by the same injection that training uses; whether all packages are there is
+known to `installation.py`. A missing extra is a line that says how to mend it.
 """
 
 import importlib.metadata
@@ -31,6 +31,8 @@ from myna.device import (
     memory_total,
     processor,
 )
+from myna.errors import ConfigError
+from myna.installation import incomplete
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,8 +63,11 @@ class Need:
 def run(model: str | None, console: Console) -> None:
     """Print the report; with `model` (a folder or hub id) also what training it would take.
 
-    Raises ConfigError if that model cannot be found.
+    Raises ConfigError if that model cannot be found, and for an installation that is not complete,
+    with everything that is missing.
     """
+    if missing := incomplete():
+        raise ConfigError(missing)
     for table in (_hardware(), _rates(), _versions()):
         console.print(table)
         console.print()

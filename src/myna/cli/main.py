@@ -14,7 +14,7 @@ import typer
 
 from myna import __version__
 from myna.device import limit_kernel_cache
-from myna.errors import MynaError
+from myna.errors import ConfigError, MynaError
 
 if TYPE_CHECKING:
     from myna.config_file import ResolvedConfig
@@ -447,7 +447,7 @@ def demo(
 
 @app.command()
 def doctor(model: Model = None) -> None:
-    """Show hardware, speed, versions, and what would fit."""
+    """Show whether all is installed, hardware, speed, versions, and what would fit."""
     from myna.cli import doctor as command
     from myna.cli.terminal import console
 
@@ -472,13 +472,24 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ImportError):
+            _stop_if_incomplete()
         traceback.print_exc()
         _print_error(
             "this is a bug in myna, not a mistake of yours.\n"
             "  Please report it with the lines above and the output of `myna doctor`."
         )
         sys.exit(1)
+
+
+def _stop_if_incomplete() -> None:
+    """A package that cannot be imported is our bug only where all of them are there."""
+    from myna.installation import incomplete
+
+    if missing := incomplete():
+        print(f"error: {missing}", file=sys.stderr)  # rich may be what is missing
+        sys.exit(ConfigError.exit_code)
 
 
 def _print_error(text: str) -> None:

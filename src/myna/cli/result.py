@@ -4,7 +4,10 @@ Owns what lies in `adapter/` beside the adapter itself: tokenizer, chat template
 that any engine that loads the folder sends the model the text it was trained on.
 """
 
+import os
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 from peft import PeftModel
 from torch import Tensor
@@ -12,9 +15,10 @@ from torch import Tensor
 from myna import __version__
 from myna.cli.preparation import Prepared
 from myna.config import Config
+from myna.errors import StorageError
 from myna.lora.adapter_file import AdapterMetadata, save_adapter
 from myna.models.tokenizer import save_tokenizer
-from myna.run_dir import RunDir, written_aside
+from myna.run_dir import RunDir, sync_folder, written_aside
 
 
 def write_adapter(
@@ -26,7 +30,7 @@ def write_adapter(
     base_fingerprint: str,
     forced_from: str | None,
 ) -> None:
-    """Write `adapter/` aside and rename it."""
+    """Write `adapter/` aside and rename it; one that was set aside goes."""
     template = prepared.dataset.template
     metadata = AdapterMetadata(
         base_model=config.model,
@@ -47,6 +51,27 @@ def write_adapter(
         tokenizer.chat_template = template.saved_source
         save_tokenizer(tokenizer, folder)
         (folder / "README.md").write_text(_model_card(config, prepared), encoding="utf-8")
+    shutil.rmtree(_adapter_before(directory), ignore_errors=True)
+
+
+def set_adapter_aside(directory: RunDir) -> None:
+    """Move the adapter of a finished run that goes on with something changed.
+
+    While it goes on the run must not look finished. Raises StorageError.
+    """
+    before = _adapter_before(directory)
+    try:
+        if directory.adapter.is_dir():
+            if before.is_dir():
+                shutil.rmtree(before)
+            os.rename(directory.adapter, before)
+            sync_folder(directory.path)
+    except OSError as error:
+        raise StorageError(f"{directory.adapter}: could not be set aside: {error}.") from error
+
+
+def _adapter_before(directory: RunDir) -> Path:
+    return directory.path / "adapter-before-change"
 
 
 def _model_card(config: Config, prepared: Prepared) -> str:

@@ -22,6 +22,9 @@ _ELSEWHERE = (
     "  Repeat the command that began this run, allow it with --allow-change KEY, start another "
     "with --fresh, or choose another place with --output."
 )
+FORMAT = 1
+"""Of what a run directory holds beside checkpoints and adapter; raised by a change that an older
+version would misread."""
 _BEND_THE_SCHEDULE = ("train.epochs", "train.max_steps")
 
 
@@ -57,8 +60,9 @@ def changed_settings(
     """Settings that differ from those of the run in `directory`, all of them allowed to.
 
     Raises ConfigError, with both values, for those that are not, and for a name in `allowed` that
-    is nothing which could change.
+    is nothing which could change, and for a run that a newer version of myna began.
     """
+    _read_plan(directory)  # before its config.yaml, which may have keys that are unknown here
     known = {*leaves(), *INPUTS}
     for name in allowed:
         if name not in known:
@@ -166,7 +170,7 @@ def write_description(
     """Note what the run is, before its first step; `measured` becomes plan.json."""
     write_file(directory.data, _json({**accounting, "sha256": dict(identity)}))
     replans = (_read_plan(directory) or {}).get("replans", [])
-    write_file(directory.plan, _json({**measured, "replans": replans}))
+    write_file(directory.plan, _json({"format": FORMAT, **measured, "replans": replans}))
     write_file(directory.config, resolved.to_yaml())
 
 
@@ -192,6 +196,13 @@ def _read_plan(directory: RunDir) -> dict[str, Any] | None:
     if not directory.plan.exists():
         return None
     plan: dict[str, Any] = json.loads(directory.plan.read_text(encoding="utf-8"))
+    found = plan.get("format", FORMAT)
+    if found > FORMAT:
+        raise ConfigError(
+            f"{directory.path} holds a run of a newer version of myna: its format is {found}, and "
+            f"this version reads up to {FORMAT}.\n"
+            "  Go on with that version, or start another run with --fresh."
+        )
     return plan
 
 

@@ -22,7 +22,7 @@ from myna.cli.preparation import Prepared, prepare_rows, sources_of
 from myna.cli.progress import TrainingDisplay
 from myna.cli.remote_code import warn_of_remote_code
 from myna.cli.report import draw_pictures
-from myna.cli.result import write_adapter
+from myna.cli.result import set_adapter_aside, write_adapter
 from myna.cli.resumption import (
     Change,
     changed_inputs,
@@ -265,6 +265,7 @@ def _train_told(
         directory.check_room(checkpoint_bytes(injected.model))
     if (measures or changes) and writes:
         accounting = prepared.dataset.accounting.to_json()
+        set_adapter_aside(directory)
         write_sample(directory.sample, train_rows, prepared.dataset.tokenizer)
         write_description(directory, resolved, accounting, identity, measured)
     first_step = 1 if checkpoint is None else checkpoint.state.step + 1

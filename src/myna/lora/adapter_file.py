@@ -57,6 +57,9 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 METADATA_FILE = "myna.json"
 
+FORMAT = 1
+"""Of `METADATA_FILE`; raised by a change that an older version would misread."""
+
 _PREFIX = "base_model.model."
 _LOST_BASE = ("corda", "lora_ga", "loftq", "pissa_niter")
 """Changes of the base that cannot be repeated from base and file; `pissa` and `olora` can."""
@@ -67,6 +70,8 @@ class AdapterMetadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
+    format: int = FORMAT
+    """Of the file; newer ones are not read."""
     base_model: str
     """The base as the user named it: a folder or a hub id."""
     base_fingerprint: str | None = None
@@ -394,8 +399,10 @@ def _read_metadata(file: Path) -> AdapterMetadata | None:
     if not file.is_file():
         return None
     check_file(file.parent, file.name, MAX_JSON_BYTES)
+    content = file.read_bytes()
+    _refuse_newer(file, content)
     try:
-        return AdapterMetadata.model_validate_json(file.read_bytes())
+        return AdapterMetadata.model_validate_json(content)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "the file"
@@ -403,6 +410,21 @@ def _read_metadata(file: Path) -> AdapterMetadata | None:
             f"{file}: {where}: {fault['msg']}.\n  Copy the adapter again from its source; without "
             f"{file.name} it is read as a plain peft adapter."
         ) from error
+
+
+def _refuse_newer(file: Path, content: bytes) -> None:
+    """Raise ConfigError for metadata in a format that is not known here."""
+    try:
+        said = json.loads(content)
+    except (ValueError, RecursionError):
+        return  # which the validation says better
+    found = said.get("format") if isinstance(said, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise ConfigError(
+            f"{file} was written by a newer version of myna ({said.get('myna_version')}): its "
+            f"format is {found}, and this version reads up to {FORMAT}.\n"
+            "  Use that version, or read it as a plain peft adapter by leaving the file out."
+        )
 
 
 def _read_shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -20,9 +20,11 @@ from typing import Any
 from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
-from myna.errors import StorageError
-from myna.run_dir import remove_leftovers, write_file, written_aside
+from myna.errors import ConfigError, StorageError
+from myna.run_dir import make_folder, remove_leftovers, write_file, written_aside
 
+SCHEMA = 1
+"""Of the files and of `State`; raised by a change that an older version would misread."""
 MANIFEST = "MANIFEST.json"
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 
@@ -59,6 +61,15 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Best:
+    """The adapter of the best held-out loss so far."""
+
+    step: int
+    loss: float
+    adapter: Mapping[str, Tensor]
+
+
 def folder_of(root: Path, step: int) -> Path:
     """`root/step-00000100` for step 100."""
     return root / f"step-{step:08d}"
@@ -67,6 +78,10 @@ def folder_of(root: Path, step: int) -> Path:
 def checkpoint_bytes(model: nn.Module) -> int:
     """About the size of a checkpoint: the adapter and AdamW's two averages of it."""
     return 3 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+
+Outcome = tuple[int, Exception | None]
+"""Step of a checkpoint, and why it could not be written."""
 
 
 class CheckpointWriter:
@@ -79,12 +94,20 @@ class CheckpointWriter:
         self._root = root
         self._keep = keep
         self._thread: threading.Thread | None = None
-        self._outcomes: list[tuple[int, StorageError | None]] = []
+        self._outcomes: list[Outcome] = []
 
     def begin(
-        self, state: State, adapter: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
+        self,
+        state: State,
+        adapter: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        best: Best | None = None,
     ) -> None:
-        """Start writing a checkpoint, after the one before is done."""
+        """Start writing a checkpoint, after the one before is done.
+
+        `best` is written before it, so that no checkpoint speaks of a best adapter that is not
+        there. It is not copied.
+        """
         if self._thread is not None:
             self._thread.join()
         copies = [
@@ -92,16 +115,16 @@ class CheckpointWriter:
             for tensors in (adapter, optimizer)
         ]
         self._thread = threading.Thread(
-            target=self._write, args=(state, *copies), name="checkpoint", daemon=False
+            target=self._write, args=(state, *copies, best), name="checkpoint", daemon=False
         )
         self._thread.start()
 
-    def finished(self) -> list[tuple[int, StorageError | None]]:
-        """(step, None or why it failed) of checkpoints that ended since this was last asked."""
+    def finished(self) -> list[Outcome]:
+        """What became of checkpoints that ended since this was last asked."""
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
-    def wait(self) -> list[tuple[int, StorageError | None]]:
+    def wait(self) -> list[Outcome]:
         """`finished`, once nothing is being written."""
         if self._thread is not None:
             self._thread.join()
@@ -109,15 +132,21 @@ class CheckpointWriter:
         return self.finished()
 
     def _write(
-        self, state: State, adapter: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
+        self,
+        state: State,
+        adapter: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        best: Best | None,
     ) -> None:
-        error: StorageError | None = None
+        error: Exception | None = None
         try:
+            if best is not None:
+                save_best(self._root, best)
             save_checkpoint(self._root, state, adapter, optimizer, keep=self._keep)
-        except StorageError as failure:
-            error = failure
         except MemoryError:
             error = StorageError(f"{folder_of(self._root, state.step)}: no memory to write it.")
+        except Exception as failure:  # a thread has nobody to raise it to
+            error = failure
         self._outcomes = [*self._outcomes, (state.step, error)]
 
 
@@ -174,25 +203,49 @@ def latest_checkpoint(
 ) -> Checkpoint | None:
     """The newest intact checkpoint, or None where there is none.
 
-    A damaged one is renamed to `*.corrupt`, told through `warn`, and the one before it is used. So
-    is one of another run than `run`, which is left where it is.
+    A damaged one is renamed to `*.corrupt`, and the one before it is used, which is told through
+    `warn`. One of another run than `run` is not used either and left where it is. Raises
+    ConfigError for one that a newer version has written, StorageError where one cannot be renamed.
     """
-    remove_leftovers(root)
-    for folder in _newest_first(root):
-        found = _read(folder)
-        if isinstance(found, Checkpoint):
-            if run is None or found.state.run == run:
-                return found
-            warn(f"checkpoint {folder.name} belongs to another run and is not used")
-            continue
-        aside = folder.with_name(folder.name + ".corrupt")
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = folder.with_name(f"{folder.name}.corrupt-{number}")
-        folder.rename(aside)
-        warn(f"checkpoint {folder.name} is damaged ({found}); renamed to {aside.name}")
-    return None
+    found = None
+    damaged: list[tuple[int, str]] = []
+    try:
+        remove_leftovers(root)
+        for folder in _newest_first(root):
+            read = _read(folder)
+            if isinstance(read, str):
+                step, aside = int(folder.name.removeprefix("step-")), _put_aside(folder)
+                damaged.append(
+                    (step, f"checkpoint {folder.name} is damaged ({read}); renamed to {aside.name}")
+                )
+            elif run is None or read.state.run == run:
+                found = read
+                break
+            else:
+                warn(f"checkpoint {folder.name} belongs to another run and is not used")
+    except OSError as error:
+        raise StorageError(f"{root}: could not be put in order: {error}.") from error
+    for step, what in damaged:
+        warn(f"{what}. {_instead(step, found)}")
+    return found
+
+
+def _put_aside(folder: Path) -> Path:
+    aside = folder.with_name(folder.name + ".corrupt")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{folder.name}.corrupt-{number}")
+    return folder.rename(aside)
+
+
+def _instead(step: int, found: Checkpoint | None) -> str:
+    """What is used instead of the checkpoint of `step`, and what that costs."""
+    lost = step if found is None else step - found.state.step
+    steps = "1 step is" if lost == 1 else f"{lost:,} steps are"
+    if found is None:
+        return f"No other one is intact: the run begins again; {steps} lost and computed again"
+    return f"The run goes on from step-{found.state.step:08d}; {steps} lost and computed again"
 
 
 def _newest_first(root: Path) -> list[Path]:
@@ -201,29 +254,45 @@ def _newest_first(root: Path) -> list[Path]:
     )
 
 
-def _manifest(contents: Mapping[str, bytes]) -> bytes:
+def _manifest(contents: Mapping[str, bytes], schema: int = SCHEMA) -> bytes:
     """Sizes and sums of all files, and a sum of these lines themselves."""
     files = {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in contents.items()
     }
-    lines = json.dumps({"schema": 1, "files": files}, indent=1)
+    lines = json.dumps({"schema": schema, "files": files}, indent=1)
     return f"{lines}\n{hashlib.sha256(lines.encode()).hexdigest()}\n".encode()
 
 
 def _read(folder: Path) -> Checkpoint | str:
-    """What the folder holds, or what is wrong with it."""
+    """What the folder holds, or what is wrong with it. Raises ConfigError for a newer version's."""
     try:
-        contents = {name: (folder / name).read_bytes() for name in FILES}
         manifest = (folder / MANIFEST).read_bytes()
+        schema = _schema_of(folder, manifest)
+        contents = {name: (folder / name).read_bytes() for name in FILES}
     except OSError as error:
         return f"{type(error).__name__}: {error.strerror}"
-    if manifest != _manifest(contents):
+    if manifest != _manifest(contents, schema):
         return _first_difference(manifest, contents)
     adapter, optimizer, state = contents.values()
     values = json.loads(state)
     values["skipped_steps"] = tuple(values["skipped_steps"])
     return Checkpoint(State(**values), load(adapter), load(optimizer))
+
+
+def _schema_of(folder: Path, manifest: bytes) -> int:
+    """The schema that an intact manifest names. Raises ConfigError where it is not known here."""
+    lines, _, total = manifest.removesuffix(b"\n").rpartition(b"\n")
+    if hashlib.sha256(lines).hexdigest().encode() != total:
+        return SCHEMA  # damaged, as the comparison will find
+    schema: int = json.loads(lines)["schema"]
+    if schema > SCHEMA:
+        raise ConfigError(
+            f"{folder} was written by a newer version of myna: its format is {schema}, and this "
+            f"version reads up to {SCHEMA}.\n"
+            "  Go on with that version, or begin another run with --fresh."
+        )
+    return schema
 
 
 def _first_difference(manifest: bytes, contents: Mapping[str, bytes]) -> str:
@@ -233,11 +302,14 @@ def _first_difference(manifest: bytes, contents: Mapping[str, bytes]) -> str:
     return f"{MANIFEST} does not have the bytes that were written"
 
 
-def save_best(root: Path, step: int, loss: float, adapter: Mapping[str, Tensor]) -> None:
-    """Keep the adapter of the best evaluation beside the checkpoints."""
-    write_file(
-        root / "best.safetensors", save(dict(adapter), {"step": str(step), "loss": repr(loss)})
-    )
+def save_best(root: Path, best: Best) -> None:
+    """Keep the best adapter beside the checkpoints. Raises StorageError."""
+    about = {"step": str(best.step), "loss": repr(best.loss)}
+    try:
+        make_folder(root)
+    except OSError as error:
+        raise StorageError(f"{root}: could not be made: {error.strerror}.") from error
+    write_file(root / "best.safetensors", save(dict(best.adapter), about))
 
 
 def load_best(root: Path) -> dict[str, Tensor]:

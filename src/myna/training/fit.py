@@ -40,7 +40,7 @@ from myna.errors import (
 )
 from myna.lora.adapter_file import load_adapter_state
 from myna.lora.inject import adapter_state
-from myna.training.checkpoint import Checkpoint, State, load_best, save_best
+from myna.training.checkpoint import Checkpoint, State, load_best
 from myna.training.computation import Computation, PiecesAhead
 from myna.training.events import EventLog
 from myna.training.memory import Checkpointing, Memory, MemoryPlan, Part, Shortage
@@ -350,8 +350,8 @@ def fit(
                     **({"metrics": scores} if scores else {}),
                 )
                 state = _judge(state, held_out, scores.get(settings.best_by))
-                if state.best_step == step and settings.keep_best and kept is not None:
-                    save_best(kept, step, held_out, adapter_state(model))
+                if state.best_step == step and settings.keep_best:
+                    saving.keep_best(step, held_out, adapter_state(model))
                 result.best_loss, result.best_step = state.best_loss, state.best_step
             result.stopped_early = _has_waited_long_enough(state, settings)
             stops = group.any(stop(), device)
