@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "myna"
 ORDER = ["errors", "config", "config_file", "run_dir", "device", "data", "ops", "models", "lora"]
 ORDER += ["distributed", "training", "inference", "export", "evaluation", "report", "studio"]
-ORDER += ["demo", "cli"]
+ORDER += ["demo", "cli", "api"]
 """Parts in the order data passes through them; a part imports itself and what stands before it."""
 APART = [("data", "models"), ("models", "data"), ("inference", "export"), ("export", "inference")]
 MODULES = sorted(PACKAGE.rglob("*.py"))

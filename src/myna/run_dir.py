@@ -2,7 +2,7 @@
 
     runs/NAME/
       config.yaml   plan.json   data.json   events.jsonl   run.lock
-      checkpoints/step-00000100/   adapter/   loss.png
+      checkpoints/step-00000100/   adapter/   loss.png   evaluation.json
 
 Owns names and safe writing. What stands in the files belongs to the modules that fill them.
 """
@@ -56,6 +56,11 @@ class RunDir:
     def adapter(self) -> Path:
         """The result: adapter, tokenizer, chat template."""
         return self.path / "adapter"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `myna eval` found: losses, metrics and answers of base and adapter."""
+        return self.path / "evaluation.json"
 
     @property
     def loss_plot(self) -> Path:

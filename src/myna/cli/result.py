@@ -1,7 +1,8 @@
 """What a finished run leaves: the adapter folder, whole, and the picture of its loss.
 
 Owns what lies in `adapter/` beside the adapter itself: tokenizer, chat template and model card, so
-that any engine that loads the folder sends the model the text it was trained on.
+that any engine that loads the folder sends the model the text it was trained on. What the card says
+is `report.card`'s.
 """
 
 from collections.abc import Mapping
@@ -9,11 +10,11 @@ from collections.abc import Mapping
 from peft import PeftModel
 from torch import Tensor
 
-from myna import __version__
 from myna.cli.preparation import Prepared
 from myna.config import Config
 from myna.lora.adapter_file import AdapterMetadata, save_adapter
 from myna.models.tokenizer import save_tokenizer
+from myna.report.card import NAME, known_base, model_card
 from myna.report.plots import plot_loss
 from myna.run_dir import RunDir, written_aside
 from myna.training.events import read_events
@@ -30,6 +31,8 @@ def write_adapter(
 ) -> None:
     """Write `adapter/` aside and rename it."""
     template = prepared.dataset.template
+    tokenizer = prepared.loaded.tokenizer
+    stop_ids = prepared.encoder.stop_ids
     metadata = AdapterMetadata(
         base_model=config.model,
         base_fingerprint=base_fingerprint,
@@ -39,57 +42,20 @@ def write_adapter(
         system=prepared.encoder.system,
         template_origin=template.origin,
         template_options=dict(template.options),
-        stop_ids=prepared.encoder.stop_ids,
+        folds_system=template.folds_system,
+        stop_ids=stop_ids,
+        stop_tokens=tuple(map(str, tokenizer.convert_ids_to_tokens(list(stop_ids)))),
         pad_id=prepared.loaded.special.pad_id,
         init=config.lora.init,
     )
     with written_aside(directory.adapter) as folder:
         save_adapter(model, folder, metadata=metadata, initial=initial or None)
-        tokenizer = prepared.loaded.tokenizer
         tokenizer.chat_template = template.saved_source
         save_tokenizer(tokenizer, folder)
-        (folder / "README.md").write_text(_model_card(config, prepared), encoding="utf-8")
+        card = model_card(directory, folder, known_base(config.model))
+        (folder / NAME).write_text(card, encoding="utf-8")
 
 
 def draw_loss(directory: RunDir) -> None:
     """Draw `loss.png` from the run's events."""
     plot_loss(read_events(directory.events), directory.loss_plot)
-
-
-def _model_card(config: Config, prepared: Prepared) -> str:
-    accounting = prepared.dataset.accounting
-    lora, train = config.lora, config.train
-    persona = (
-        f"\nIt was trained with this system text:\n\n> {config.system}\n" if config.system else ""
-    )
-    return f"""---
-base_model: {config.model}
-library_name: peft
-tags: [lora, myna]
----
-
-# LoRA adapter for {config.model}
-
-Trained with myna {__version__} on {accounting.rows_in:,} rows; their answers have
-{accounting.trained_tokens:,} tokens.
-{persona}
-| setting | value |
-| --- | --- |
-| rank, alpha, dropout | {lora.rank}, {lora.resolved_alpha:g}, {lora.dropout:g} |
-| epochs, rows per step | {train.epochs:g}, {train.batch_size} |
-| learning rate, schedule | {train.learning_rate:g}, {train.schedule} |
-| chat template | {prepared.dataset.template.origin} |
-
-The chat template and tokenizer in this folder are those of the training. Load it with
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("{config.model}")
-model = PeftModel.from_pretrained(base, "this folder")
-tokenizer = AutoTokenizer.from_pretrained("this folder")
-```
-
-or talk to it with `myna chat FOLDER`.
-"""
