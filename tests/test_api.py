@@ -91,7 +91,7 @@ def test_a_call_trains_what_the_command_trains(
     assert len(answer.ids) <= 5
     talk = [myna.Message("user", "What is 1?"), myna.Message("assistant", "It is 1!")]
     assert speaker.ask([*talk, myna.Message("user", "What is 2?")], sampling).limit == 5
-    with pytest.raises(DataError, match="<|im_end|>"):
+    with pytest.raises(DataError, match="im_end"):
         speaker.ask("stop <|im_end|>")
 
 
@@ -122,10 +122,10 @@ def test_the_data_are_shown_and_counted(
 
 
 def test_a_wrong_name_is_told_with_the_nearest(rows: Path, tiny_model: Path) -> None:
-    with pytest.raises(ConfigError, match="argument train.epoch: unknown key") as told:
+    with pytest.raises(ConfigError, match=r"argument train\.epoch: unknown key") as told:
         myna.train(model=tiny_model, data=rows, train={"epoch": 1})
     assert 'Did you mean "train.epochs"?' in str(told.value)
-    with pytest.raises(ConfigError, match="argument lora.rank: lora.rank is 'x'; expected to be"):
+    with pytest.raises(ConfigError, match=r"argument lora\.rank: lora\.rank is 'x'; expected"):
         myna.show_data({"model": tiny_model, "data": rows}, lora={"rank": "x"})
     with pytest.raises(ConfigError, match='"data" is not set'):
         myna.train(model=tiny_model)

@@ -288,9 +288,11 @@ def _read_arguments(arguments: Mapping[str, Any]) -> dict[str, _Entry]:
     sections = {name.split(".")[0] for name in leaves() if "." in name}
     found: dict[str, _Entry] = {}
     for name, value in arguments.items():
-        inner = {f"{name}.{key}": entry for key, entry in value.items()} if (
-            name in sections and isinstance(value, Mapping)
-        ) else {name: value}
+        inner = (
+            {f"{name}.{key}": entry for key, entry in value.items()}
+            if (name in sections and isinstance(value, Mapping))
+            else {name: value}
+        )
         for key, entry in inner.items():
             plain = str(entry) if isinstance(entry, Path) else entry
             found[key] = _Entry(plain, f"argument {key}")

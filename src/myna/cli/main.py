@@ -278,7 +278,8 @@ def push(
     base_id: Annotated[
         str | None,
         typer.Option(
-            metavar="OWNER/NAME", help="What the base is called there, where the run names a folder."
+            metavar="OWNER/NAME",
+            help="What the base is called there, where the run names a folder.",
         ),
     ] = None,
 ) -> None:

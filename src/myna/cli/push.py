@@ -143,9 +143,7 @@ def _check_visibility(api: HfApi, repo: str, *, private: bool) -> None:
         )
 
 
-def _commit(
-    api: HfApi, repo: str, contents: Mapping[str, Path | bytes], console: Console
-) -> None:
+def _commit(api: HfApi, repo: str, contents: Mapping[str, Path | bytes], console: Console) -> None:
     """Send the files in one commit, and say what the hub has to say of the card."""
     operations = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
@@ -242,4 +240,6 @@ def _refusal(repo: str, error: hub.HfHubHTTPError) -> str:
         mend = "The token must have the right to write there; see it with `hf auth whoami`."
     else:
         mend = "The same command tries again."
-    return f"push: the hub refuses {repo} (status {status}): {said}\n  Nothing was published. {mend}"
+    return (
+        f"push: the hub refuses {repo} (status {status}): {said}\n  Nothing was published. {mend}"
+    )

@@ -103,9 +103,7 @@ class Speaker:
         """Raise DataError for a prompt that leaves no room for an answer."""
         room_for_answer(self.model, prompt_ids, 1)
 
-    def ask(
-        self, question: str | Sequence[Message], sampling: Sampling | None = None
-    ) -> Answer:
+    def ask(self, question: str | Sequence[Message], sampling: Sampling | None = None) -> Answer:
         """The answer to a question, or to messages of which the last is the user's.
 
         Raises DataError for a text that spells a control token or is longer than the context.

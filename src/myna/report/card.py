@@ -100,7 +100,7 @@ def model_card(run: RunDir, adapter: Path, base: Base, *, repo: str | None = Non
     trained = info.metadata
     if trained is None:
         raise ConfigError(
-            f"{adapter} has no {METADATA_FILE}, in which a run of myna says what it was trained with."
+            f"{adapter} has no {METADATA_FILE}, in which a run says what it was trained with."
             "\n  Copy it there again."
         )
     events = list(read_events(run.events))
@@ -297,9 +297,8 @@ def _judgement(found: Mapping[str, Any]) -> str:
         rows.append((f"{name} (of {found['scale'].get(name, 1)})", *_both(values)))
     if probe := found["forgetting"]:
         rows.append((f"loss on {probe['text']}", *_both(probe)))
-    return (
-        f"## Evaluation\n\n`myna eval` on {found['rows_judged']:,} rows.\n\n"
-        + _table(("measure", "base", "adapter"), rows)
+    return f"## Evaluation\n\n`myna eval` on {found['rows_judged']:,} rows.\n\n" + _table(
+        ("measure", "base", "adapter"), rows
     )
 
 
@@ -310,19 +309,21 @@ def _both(values: Mapping[str, float | None]) -> tuple[str, str]:
 
 def _settings(config: Config, info: AdapterInfo) -> str:
     lora, train = config.lora, config.train
-    targets = lora.target_modules
+    targets = info.target_modules
     rows = [
-        ("rank, alpha, dropout", f"{lora.rank}, {lora.resolved_alpha:g}, {lora.dropout:g}"),
-        ("target modules", targets if isinstance(targets, str) else ", ".join(targets)),
+        ("rank, alpha, dropout", f"{info.rank}, {info.alpha:g}, {lora.dropout:g}"),
+        ("target modules", targets if isinstance(targets, str) else ", ".join(sorted(targets))),
         ("epochs, rows per step", f"{train.epochs:g}, {train.batch_size}"),
         ("learning rate, schedule", f"{train.learning_rate:g}, {train.schedule}"),
         ("seed", f"{train.seed}"),
     ]
-    variants = [name for name, on in (("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora)) if on]
-    if variants or lora.init != "default":
-        rows.append(("variants", ", ".join([*variants, f"init {lora.init}"])))
-    if info.rank != lora.rank:
-        rows.append(("rank in the file", f"{info.rank}, a plain LoRA on the untouched base"))
+    variants = [name for name, on in (("rsLoRA", info.use_rslora), ("DoRA", info.use_dora)) if on]
+    if lora.init != "default":
+        variants.append(f"started as {lora.init} of rank {lora.rank}")
+    if lora.start_from is not None:
+        variants.append("went on from another adapter")
+    if variants:
+        rows.append(("variants", ", ".join(variants)))
     return "## Settings\n\n" + _table(("setting", "value"), rows)
 
 
