@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CODE = re.compile(r"^```.*?^```$|(?:^ {4}\S.*\n?)+", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"^```.*?^```$|(?:^ {4}\S[^\n]*\n?)+", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)]+)\)")
 LANGUAGES = ("README.md", "README.zh.md")
 
