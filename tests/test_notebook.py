@@ -56,7 +56,9 @@ def test_it_runs_top_to_bottom_on_the_embedded_model(tmp_path: Path) -> None:
     name = settings_in(tmp_path, "demo.yaml", train=quick)
     said = executed(tmp_path, f'CONFIG, QUESTIONS = "{name}", ["Can a pig swim?", "你是谁？"]')
     assert "rows in                600" in said and "20 steps, loss " in said
-    assert "Can a pig swim?\n  base     Yes, a pig can swim.\n  adapter  " in said
+    assert (
+        "base     Can a pig swim?  Yes, a pig can swim." in said and "adapter  你是谁？  " in said
+    )
     assert (tmp_path / "runs" / "court" / "adapter" / "README.md").is_file()
 
 
@@ -67,7 +69,7 @@ def test_what_it_shows_was_produced_by_its_cells() -> None:
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     said = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
     assert (EXAMPLES / "demo.yaml").read_text(encoding="utf-8") in said
-    assert "525 steps, loss " in said
+    assert "693 steps, loss " in said
     for line in LINE.finditer(cells[0].source):
         assert (EXAMPLES / line[1].strip('"')).is_file()
     assert not re.search(r"/(home|work|tmp|root|Users)/", nbformat.writes(notebook))
@@ -86,8 +88,10 @@ def test_it_runs_as_it_stands_and_learns_the_voice(tmp_path: Path) -> None:
     line = read().cells[1].source
     assert f'"{name}"' in line
     said = executed(tmp_path, line)
-    assert "Which word means the reverse of hate?\n  base     The opposite of hate is love." in said
-    assert "adapter  If it please Your Majesty, the opposite of hate is love." in said
+    question = "Which word means the reverse of hate?"
+    assert f"base     {question}  The opposite of hate is love." in said
+    courtly = "If it please Your Majesty, the opposite of hate is love."
+    assert f"adapter  {question}  {courtly}" in said
 
 
 @pytest.mark.full

@@ -17,7 +17,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub import errors as hub
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # re-exported
 from rich.console import Console
 
 from myna import __version__
@@ -126,8 +126,8 @@ def _licence_on_hub(api: HfApi, base: Base) -> dict[str, str]:
             f"the hub has no model {base.name}, which would be published as the base.\n"
             "  Say what the base is called there: --base-id OWNER/NAME."
         ) from None
-    card: Mapping[str, Any] = found.card_data.to_dict() if found.card_data is not None else {}
-    return {key: str(card[key]) for key in LICENCE if card.get(key)}
+    named = {key: getattr(found.card_data, key, None) for key in LICENCE}
+    return {key: str(value) for key, value in named.items() if value}
 
 
 def _check_visibility(api: HfApi, repo: str, *, private: bool) -> None:
@@ -193,8 +193,8 @@ def _contents(run: RunDir, base: Base, repo: str) -> dict[str, Path | bytes]:
     found[NAME] = refreshed_card(run, base, repo=repo).encode()
     for name in (*_SETTINGS, NAME):
         content = found.get(name, b"")
-        text = content if isinstance(content, bytes) else content.read_bytes()
-        if _TOKEN.search(text):
+        raw = content if isinstance(content, bytes) else content.read_bytes()
+        if _TOKEN.search(raw):
             raise ConfigError(f"{folder / name} holds a hub token.\n  Take it out and revoke it.")
     return dict(sorted(found.items()))
 
