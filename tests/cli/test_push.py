@@ -4,8 +4,6 @@ import base64
 import hashlib
 import io
 import json
-import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,12 +16,12 @@ import pytest
 import yaml
 from rich.console import Console
 
+from myna.cli.main import main
 from myna.cli.push import run as push
 from myna.errors import ConfigError
 from myna.lora.adapter_file import read_adapter
 
 TOKEN = "hf_" + "x" * 34
-MYNA = (sys.executable, "-m", "myna.cli.main")
 BASE = "owner/tiny-chat"
 
 
@@ -175,19 +173,22 @@ def published(repo: str = "me/bird") -> dict[str, bytes]:
 
 
 def test_the_command_publishes_the_adapters_files_in_one_commit(
-    hub: str, finished_run: Path, tiny_model: Path
+    hub: str,
+    finished_run: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (finished_run / "adapter" / "notes.txt").write_text("not for everybody")
-    done = subprocess.run(
-        [*MYNA, "push", finished_run, "me/bird", "--private", "--base-id", BASE],
-        env=os.environ | {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"{hub}/me/bird"
-    assert "not published: notes.txt" in done.stdout
-    assert "with the persona: Answer like a bird." in done.stdout
+    command = ["myna", "push", str(finished_run), "me/bird", "--private", "--base-id", BASE]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 0
+    assert printed.out.splitlines()[-1] == f"{hub}/me/bird"
+    assert "not published: notes.txt" in printed.out
+    assert "with the persona: Answer like a bird." in printed.out
     assert Hub.repos["me/bird"]["private"] is True
     files = published()
     assert set(files) == {
