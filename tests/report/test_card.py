@@ -169,7 +169,13 @@ def test_what_eval_found_is_added(run: RunDir) -> None:
                     "bleu": {"base": 1.5, "adapter": None},
                 },
                 "scale": {"exact": 1, "bleu": 100},
-                "forgetting": {"text": "neutral.txt", "tokens": 9, "base": 2.0, "adapter": 2.5},
+                "forgetting": {
+                    "text": "/home/me/neutral.txt",
+                    "tokens": 9,
+                    "base": 2.0,
+                    "adapter": 2.5,
+                },
+                "tasks": {"arc": {"acc": {"base": 0.25, "adapter": 0.5}}},
                 "rows": [{"place": "rows.jsonl line 4", "question": "secret", "base": "no"}],
             }
         )
@@ -182,9 +188,15 @@ def test_what_eval_found_is_added(run: RunDir) -> None:
         "| exact (of 1) | 0 | 0.5 |",
         "| bleu (of 100) | 1.5 |  |",
         "| loss on neutral.txt | 2 | 2.5 |",
+        "| arc: acc | 0.25 | 0.5 |",
     ):
         assert line in card, card
     assert "secret" not in card  # rows of the data are nobody else's
+    found = json.loads(run.evaluation.read_text())
+    nothing = {"loss": None, "perplexity": None, "metrics": {}, "forgetting": None, "tasks": {}}
+    run.evaluation.write_text(json.dumps(found | nothing))
+    write_card(run)
+    assert "## Evaluation" not in card_of(run)
 
 
 def test_what_a_person_wrote_stays(run: RunDir) -> None:

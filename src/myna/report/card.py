@@ -292,11 +292,13 @@ def _judgement(found: Mapping[str, Any]) -> str:
     """What `myna eval` found, if it was run: base and adapter on the same rows."""
     if not found:
         return ""
-    rows = [(name, *_both(found[name])) for name in ("loss", "perplexity")]
+    rows = [(name, *_both(found[name])) for name in ("loss", "perplexity") if found[name]]
     for name, values in found["metrics"].items():
-        rows.append((f"{name} (of {found['scale'].get(name, 1)})", *_both(values)))
+        rows.append((f"{name} (of {found['scale'][name]})", *_both(values)))
     if probe := found["forgetting"]:
-        rows.append((f"loss on {probe['text']}", *_both(probe)))
+        rows.append((f"loss on {Path(probe['text']).name}", *_both(probe)))
+    for task, metrics in found.get("tasks", {}).items():
+        rows += [(f"{task}: {name}", *_both(values)) for name, values in metrics.items()]
     return f"## Evaluation\n\n`myna eval` on {found['rows_judged']:,} rows.\n\n" + _table(
         ("measure", "base", "adapter"), rows
     )
