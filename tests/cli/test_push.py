@@ -32,6 +32,9 @@ class Hub(BaseHTTPRequestHandler):
     models: ClassVar[dict[str, dict[str, Any]]]
     objects: ClassVar[dict[str, bytes]]
     may_write: ClassVar[bool]
+    says: ClassVar[list[dict[str, str]]]
+    """Of the front matter of a card: warnings, or with `refuses` errors."""
+    refuses: ClassVar[bool]
     seen: ClassVar[list[str]]
 
     def do_GET(self) -> None:
@@ -50,7 +53,8 @@ class Hub(BaseHTTPRequestHandler):
         self.seen.append(self.path)
         repo = "/".join(self.path.removeprefix("/api/models/").split("/")[:2])
         if self.path == "/api/validate-yaml":
-            self._answer(200, {"errors": [], "warnings": []})
+            said = {"errors" if self.refuses else "warnings": self.says}
+            self._answer(400 if self.refuses else 200, said)
         elif not self.may_write:
             said = "You don't have the rights to write to this namespace"
             self._answer(403, {"error": said}, message=said)
@@ -134,6 +138,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of an empty hub that knows our token and one base model."""
     Hub.repos, Hub.objects, Hub.seen, Hub.may_write = {}, {}, [], True
+    Hub.says, Hub.refuses = [], False
     Hub.models = {BASE: {"cardData": {"license": "apache-2.0", "tags": ["chat"]}}}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -189,6 +194,7 @@ def test_the_command_publishes_the_adapters_files_in_one_commit(
     assert printed.out.splitlines()[-1] == f"{hub}/me/bird"
     assert "not published: notes.txt" in printed.out
     assert "with the persona: Answer like a bird." in printed.out
+    assert "note: " not in printed.out
     assert Hub.repos["me/bird"]["private"] is True
     files = published()
     assert set(files) == {
@@ -282,6 +288,17 @@ def test_no_network(hub: str, finished_run: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError, match="push: the hub cannot be reached: ") as told:
         publish(finished_run)
     assert "The same command tries again." in str(told.value)
+
+
+def test_what_the_hub_says_of_the_card(hub: str, finished_run: Path) -> None:
+    Hub.says = [{"message": "language is missing"}]
+    said = publish(finished_run)
+    assert "note: Warnings while validating metadata in README.md:\n- language is missing" in said
+    assert said.count("note: ") == 1
+    Hub.refuses = True
+    with pytest.raises(ConfigError, match="the hub does not take the adapter: Invalid metadata"):
+        publish(finished_run)
+    assert len(Hub.repos["me/bird"]["commits"]) == 1
 
 
 def test_a_public_repository_is_not_taken_for_private(hub: str, finished_run: Path) -> None:

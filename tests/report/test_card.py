@@ -101,7 +101,10 @@ def test_the_numbers_are_those_of_the_run(run: RunDir) -> None:
 
 def test_it_says_what_the_adapter_expects(run: RunDir) -> None:
     card = card_of(run)
-    assert "(the tokenizer's own)" in card and "Answers end with `<|im_end|>`." in card
+    assert (
+        "`chat_template.jinja`: the tokenizer's own. It" in card
+        and "Answers end with `<|im_end|>`." in card
+    )
     assert '> Answer like a bird.\n> Say "tweet" | ```nothing``` else.' in card
     assert "Licence: none was found with the base." in card
 

@@ -161,7 +161,8 @@ def _commit(api: HfApi, repo: str, contents: Mapping[str, Path | bytes], console
                 f"  Mend {NAME} in the adapter's folder. Nothing was published."
             ) from error
     for warning in caught:
-        console.print(f"note: {warning.message}", markup=False, soft_wrap=True)
+        if warning.category is UserWarning:  # others are between libraries
+            console.print(f"note: {warning.message}", markup=False, soft_wrap=True)
 
 
 def _contents(run: RunDir, base: Base, repo: str) -> dict[str, Path | bytes]:

@@ -299,6 +299,8 @@ def _judgement(found: Mapping[str, Any]) -> str:
         rows.append((f"loss on {Path(probe['text']).name}", *_both(probe)))
     for task, metrics in found.get("tasks", {}).items():
         rows += [(f"{task}: {name}", *_both(values)) for name, values in metrics.items()]
+    if not rows:
+        return ""
     return f"## Evaluation\n\n`myna eval` on {found['rows_judged']:,} rows.\n\n" + _table(
         ("measure", "base", "adapter"), rows
     )
@@ -334,8 +336,8 @@ def _expectations(trained: AdapterMetadata) -> str:
     lines = [
         "## What it expects",
         "",
-        f"The chat template in `chat_template.jinja` ({trained.template_origin}) and the tokenizer "
-        f"beside it, which are those of the training. Answers end with {ends or 'no token'}.",
+        f"The chat template in `chat_template.jinja`: {trained.template_origin}. It and the "
+        f"tokenizer beside it are those of the training. Answers end with {ends or 'no token'}.",
     ]
     lines += [
         f"`{name}` is {json.dumps(value)} in the template."
@@ -361,7 +363,7 @@ def _use(
     fetch = f"hf download {repo} --local-dir {folder}\n" if repo else ""
     return "\n\n".join(
         [
-            f"## How to use it\n\n`{name}` is this folder below.",
+            f"## How to use it\n\nBelow, `{name}` is this folder.",
             f"myna:\n\n```\n{fetch}myna chat {folder}\nmyna serve {folder}\n```",
             f"peft and transformers:\n\n```python\n{_python(name, base, trained)}```",
             f"vLLM:\n\n```\n{_vllm(folder, base, info)}\n```",
