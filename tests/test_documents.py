@@ -10,8 +10,8 @@ from myna.cli.main import app
 from myna.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
-DOCUMENTS.append(ROOT / "docs" / "no-silent-mistakes.md")
+DOCUMENTS = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS += [ROOT / "benchmarks" / "README.md", ROOT / "docs" / "no-silent-mistakes.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 

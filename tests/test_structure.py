@@ -10,17 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "myna"
 ORDER = ["errors", "installation", "config", "config_file", "run_dir", "device", "data", "ops"]
-ORDER += [
-    "models",
-    "lora",
-    "distributed",
-    "training",
-    "inference",
-    "export",
-    "evaluation",
-    "report",
-]
-ORDER += ["studio", "demo", "cli"]
+ORDER += ["models", "lora", "distributed", "training", "inference", "export", "evaluation"]
+ORDER += ["report", "studio", "demo", "cli", "api"]
 """Parts in the order data passes through them; a part imports itself and what stands before it."""
 APART = [("data", "models"), ("models", "data"), ("inference", "export"), ("export", "inference")]
 MODULES = sorted(PACKAGE.rglob("*.py"))

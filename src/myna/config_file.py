@@ -176,16 +176,18 @@ def load_config(
     path: Path | None,
     overrides: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> ResolvedConfig:
-    """Settings from `path` (a YAML or a run directory), then `key=value` overrides, then flags.
+    """Settings from `path` (a YAML or a run directory), then what the caller says, then flags.
 
-    Raises ConfigError for a missing file, bad YAML, an unknown key (with the nearest one), a value
-    that cannot be, or a missing `model` or `data`.
+    That is `key=value` texts of a command line, or `arguments`: settings by name, sections as
+    mappings. Raises ConfigError for a missing file, bad YAML, an unknown key (with the nearest
+    one), a value that cannot be, or a missing `model` or `data`.
     """
     path = _yaml_path(path) if path is not None else None
     from_file = _canonical({} if path is None else _read_yaml(path))
-    from_line = _canonical(dict(_read_override(text) for text in overrides))
-    entries = _merge(from_file, from_line)
+    said = dict(_read_override(text) for text in overrides) | _read_arguments(arguments or {})
+    entries = _merge(from_file, _canonical(said))
     for name, value in (flags or {}).items():
         if value is not None:
             entries[name] = _Entry(value, f"command line (--{name})")
@@ -315,6 +317,21 @@ def _read_override(text: str) -> tuple[str, _Entry]:
     except yaml.YAMLError:
         parsed = value
     return name, _Entry(parsed, "command line")
+
+
+def _read_arguments(arguments: Mapping[str, Any]) -> dict[str, _Entry]:
+    sections = {name.split(".")[0] for name in leaves() if "." in name}
+    found: dict[str, _Entry] = {}
+    for name, value in arguments.items():
+        inner = (
+            {f"{name}.{key}": entry for key, entry in value.items()}
+            if (name in sections and isinstance(value, Mapping))
+            else {name: value}
+        )
+        for key, entry in inner.items():
+            plain = str(entry) if isinstance(entry, Path) else entry
+            found[key] = _Entry(plain, f"argument {key}")
+    return found
 
 
 @dataclass(frozen=True)

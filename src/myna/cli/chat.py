@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from myna.cli.loading import collector_resting
 from myna.cli.remote_code import warn_of_remote_code
 from myna.cli.terminal import error_console, harmless
 from myna.errors import ConfigError, DataError
@@ -46,16 +47,17 @@ def run(
     """
     if prompt is not None and not prompt.strip():
         raise ConfigError('--prompt is empty; expected a question, for example --prompt "你好".')
-    from myna.inference.chat import ChatSession
-    from myna.inference.generate import Sampling
-    from myna.inference.speaker import open_speaker
+    with collector_resting():
+        from myna.inference.chat import ChatSession
+        from myna.inference.generate import Sampling
+        from myna.inference.speaker import open_speaker
 
-    wanted = Sampling(**sampling)
-    if trust_remote_code:
-        warn_of_remote_code(source, error_console)
-    speaker = open_speaker(
-        source, system=system, trust_remote_code=trust_remote_code, force_base=force_base
-    )
+        wanted = Sampling(**sampling)
+        if trust_remote_code:
+            warn_of_remote_code(source, error_console)
+        speaker = open_speaker(
+            source, system=system, trust_remote_code=trust_remote_code, force_base=force_base
+        )
     session = ChatSession(speaker, wanted, note=_note)
     if prompt is not None:
         _print_answer(session, prompt)

@@ -436,6 +436,28 @@ def serve(
 
 
 @app.command()
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="A new repository is private, not public.")
+    ] = False,
+    base_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="What the base is called there, where the run names a folder.",
+        ),
+    ] = None,
+) -> None:
+    """Publish the adapter of a run on the Hugging Face hub, with its model card."""
+    from myna.cli import push as command
+    from myna.cli.terminal import console
+
+    command.run(run, repo, private=private, base_id=base_id, console=console)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
 ) -> None:

@@ -1,7 +1,8 @@
 """What a finished run leaves: the adapter folder, whole.
 
 Owns what lies in `adapter/` beside the adapter itself: tokenizer, chat template and model card, so
-that any engine that loads the folder sends the model the text it was trained on.
+that any engine that loads the folder sends the model the text it was trained on. What the card says
+is `report.card`'s.
 """
 
 import os
@@ -12,12 +13,12 @@ from pathlib import Path
 from peft import PeftModel
 from torch import Tensor
 
-from myna import __version__
 from myna.cli.preparation import Prepared
 from myna.config import Config
 from myna.errors import StorageError
 from myna.lora.adapter_file import AdapterMetadata, save_adapter
 from myna.models.tokenizer import save_tokenizer
+from myna.report.card import NAME, known_base, model_card
 from myna.run_dir import RunDir, sync_folder, written_aside
 
 
@@ -32,6 +33,8 @@ def write_adapter(
 ) -> None:
     """Write `adapter/` aside and rename it; one that was set aside goes."""
     template = prepared.dataset.template
+    tokenizer = prepared.loaded.tokenizer
+    stop_ids = prepared.encoder.stop_ids
     metadata = AdapterMetadata(
         base_model=config.model,
         base_fingerprint=base_fingerprint,
@@ -41,16 +44,18 @@ def write_adapter(
         system=prepared.encoder.system,
         template_origin=template.origin,
         template_options=dict(template.options),
-        stop_ids=prepared.encoder.stop_ids,
+        folds_system=template.folds_system,
+        stop_ids=stop_ids,
+        stop_tokens=tuple(map(str, tokenizer.convert_ids_to_tokens(list(stop_ids)))),
         pad_id=prepared.loaded.special.pad_id,
         init=config.lora.init,
     )
     with written_aside(directory.adapter) as folder:
         save_adapter(model, folder, metadata=metadata, initial=initial or None)
-        tokenizer = prepared.loaded.tokenizer
         tokenizer.chat_template = template.saved_source
         save_tokenizer(tokenizer, folder)
-        (folder / "README.md").write_text(_model_card(config, prepared), encoding="utf-8")
+        card = model_card(directory, folder, known_base(config.model))
+        (folder / NAME).write_text(card, encoding="utf-8")
     shutil.rmtree(_adapter_before(directory), ignore_errors=True)
 
 
@@ -72,42 +77,3 @@ def set_adapter_aside(directory: RunDir) -> None:
 
 def _adapter_before(directory: RunDir) -> Path:
     return directory.path / "adapter-before-change"
-
-
-def _model_card(config: Config, prepared: Prepared) -> str:
-    accounting = prepared.dataset.accounting
-    lora, train = config.lora, config.train
-    persona = (
-        f"\nIt was trained with this system text:\n\n> {config.system}\n" if config.system else ""
-    )
-    return f"""---
-base_model: {config.model}
-library_name: peft
-tags: [lora, myna]
----
-
-# LoRA adapter for {config.model}
-
-Trained with myna {__version__} on {accounting.rows_in:,} rows; their answers have
-{accounting.trained_tokens:,} tokens.
-{persona}
-| setting | value |
-| --- | --- |
-| rank, alpha, dropout | {lora.rank}, {lora.resolved_alpha:g}, {lora.dropout:g} |
-| epochs, rows per step | {train.epochs:g}, {train.batch_size} |
-| learning rate, schedule | {train.learning_rate:g}, {train.schedule} |
-| chat template | {prepared.dataset.template.origin} |
-
-The chat template and tokenizer in this folder are those of the training. Load it with
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("{config.model}")
-model = PeftModel.from_pretrained(base, "this folder")
-tokenizer = AutoTokenizer.from_pretrained("this folder")
-```
-
-or talk to it with `myna chat FOLDER`.
-"""

@@ -9,6 +9,7 @@ computed is left.
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -34,6 +35,9 @@ def signals_noted(console: Console) -> Iterator[StopRequest]:
     """
     grace = _grace()
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # signals are the main thread's, and whoever runs there answers them
+        return
 
     def note(number: int, _: FrameType | None) -> None:
         if request.requested:

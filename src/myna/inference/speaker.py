@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from myna.data.conversation import Message
 from myna.data.encode import Encoder
 from myna.data.templates import choose_template
 from myna.device import Compute, choose_compute
@@ -102,6 +103,16 @@ class Speaker:
     def check_fits(self, prompt_ids: Sequence[int]) -> None:
         """Raise DataError for a prompt that leaves no room for an answer."""
         room_for_answer(self.model, prompt_ids, 1)
+
+    def ask(self, question: str | Sequence[Message], sampling: Sampling | None = None) -> Answer:
+        """The answer to a question, or to messages of which the last is the user's.
+
+        Raises DataError for a text that spells a control token or is longer than the context.
+        """
+        messages = [Message("user", question)] if isinstance(question, str) else list(question)
+        prompt = self.encoder.prompt(messages)
+        ((_, answer),) = self.answer_all([prompt.ids], sampling or Sampling(), batch_size=1)
+        return answer
 
     def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generator[str, None, Answer]:
         """One answer, piece by piece; see `generate.stream_answer`."""

@@ -89,8 +89,13 @@ class AdapterMetadata(BaseModel):
     """Where the chat template came from."""
     template_options: dict[str, Any] = {}
     """Switches of the template, such as thinking off."""
+    folds_system: bool = False
+    """The template has no system role: the system text stands before the first user's text, with a
+    blank line between."""
     stop_ids: tuple[int, ...] = ()
     """Token ids that end an answer."""
+    stop_tokens: tuple[str, ...] = ()
+    """The same as texts."""
     pad_id: int | None = None
     """Token id that fills rows."""
     init: str = "default"
