@@ -13,7 +13,6 @@ import io
 import json
 import shutil
 import tempfile
-import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -73,12 +72,8 @@ def merged(origin: Origin, texts: list[tuple[int, ...]], folder: Path) -> dict[s
     """Both ways of storing, with their distance from base and adapter."""
     found = {}
     for name, dtype in (("as the base stores it", None), ("float32", torch.float32)):
-        started = time.perf_counter()
         agreement = merge(origin, folder / name, texts, dtype=dtype)
-        found[name] = asdict(agreement) | {
-            "compared_in": str(agreement.compared_in),
-            "seconds": round(time.perf_counter() - started, 2),
-        }
+        found[name] = asdict(agreement) | {"compared_in": str(agreement.compared_in)}
     return found
 
 
@@ -90,9 +85,7 @@ def in_llama_cpp(origin: Origin, texts: list[tuple[int, ...]], folder: Path) -> 
     found = {}
     for kind in KINDS:
         file = folder / f"{kind}.gguf"
-        started = time.perf_counter()
         export_model(origin, file, kind)
-        seconds = time.perf_counter() - started
         model = llama_cpp.Llama(str(file), n_ctx=256, logits_all=True, n_threads=1, verbose=False)
         divergences, same, total = [], 0, 0
         for ids in texts:
@@ -120,7 +113,6 @@ def in_llama_cpp(origin: Origin, texts: list[tuple[int, ...]], folder: Path) -> 
         divergence = torch.cat(divergences)
         found[kind] = {
             "bytes": file.stat().st_size,
-            "seconds": round(seconds, 2),
             "mean_kl": float(divergence.mean()),
             "largest_kl": float(divergence.max()),
             "greedy_tokens": total,

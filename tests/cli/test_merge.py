@@ -1,7 +1,9 @@
 """`myna merge` as a person runs it, on a run that was trained just before."""
 
 import io
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,19 +12,25 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from myna.cli import train
-from myna.cli.merge import run
+from myna.cli.merge import run, texts_to_compare
 from myna.config_file import load_config
 from myna.data.conversation import Message
 from myna.errors import ConfigError
+from myna.export.origin import open_origin
 from myna.inference.generate import Sampling
 from myna.inference.speaker import open_speaker
 
 
-def trained(folder: Path, tiny_model: Path, rows: Path, held_out: int = 4) -> Path:
+@pytest.fixture(scope="module")
+def bird(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A run with four rows held out; what a test changes is a copy."""
+    folder = tmp_path_factory.mktemp("bird")
+    rows = [{"instruction": f"What is {n}?", "output": f"It is {n * 7 % 10}!"} for n in range(24)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     job = folder / "job.yaml"
     job.write_text(
-        f"model: {tiny_model}\ndata: {rows}\ndtype: float32\nsystem: Answer like a bird.\n"
-        f"held_out: {held_out}\nlora: {{rank: 4}}\noutput: {folder / 'runs' / 'bird'}\n"
+        f"model: {tiny_model}\ndata: {folder / 'rows.jsonl'}\ndtype: float32\nheld_out: 4\n"
+        f"system: Answer like a bird.\nlora: {{rank: 4}}\noutput: {folder / 'runs' / 'bird'}\n"
         "train: {epochs: 2, batch_size: 4, learning_rate: 2e-2}\n"
     )
     train.run(load_config(job), console=Console(file=io.StringIO()))
@@ -37,11 +45,10 @@ def merge(source: Path, out: Path, **options: object) -> list[str]:
 
 
 def test_from_a_run_to_a_model_that_plain_transformers_answers_with(
-    tmp_path: Path, tiny_model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, bird: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    directory = trained(tmp_path, tiny_model, rows)
-    lines = merge(directory, Path("merged"))
+    lines = merge(bird, Path("merged"))
     assert lines[0] == "to compare on: 4 held-out rows of the run"
     assert re.fullmatch(
         r"the same but for rounding: \d+ positions of 4 texts in float32: KL divergence "
@@ -50,7 +57,7 @@ def test_from_a_run_to_a_model_that_plain_transformers_answers_with(
     )
     assert lines[-1] == "The merged model is in merged"
 
-    speaker = open_speaker(str(directory), device="cpu", dtype="float32")
+    speaker = open_speaker(str(bird), device="cpu", dtype="float32")
     prompt = speaker.encoder.prompt([Message("user", "What is 5?")])
     ((_, answer),) = speaker.answer_all(
         [prompt.ids], Sampling(max_new_tokens=12, temperature=0), batch_size=1
@@ -73,50 +80,52 @@ def test_from_a_run_to_a_model_that_plain_transformers_answers_with(
     assert "Answer like a bird." in Path("merged/README.md").read_text()
 
 
-def test_without_held_out_rows_and_without_data(
-    tmp_path: Path, tiny_model: Path, rows: Path
-) -> None:
-    directory = trained(tmp_path, tiny_model, rows, held_out=4)
-    adapter = directory / "adapter"
-    start = "to compare on: built-in questions, not held-out rows "
-    assert merge(adapter, tmp_path / "a")[0] == f"{start}(it is no run directory)"
-    rows.unlink()
-    assert merge(directory, tmp_path / "b")[0].startswith(
-        f"{start}(the run's own cannot be read any more: "
-    )
+def test_without_held_out_rows_and_without_data(tmp_path: Path, bird: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(bird, directory)
     config = directory / "config.yaml"
-    config.write_text(re.sub(r"held_out: .*", "held_out: 0", config.read_text()))
-    assert merge(directory, tmp_path / "c")[0] == f"{start}(the run held none out)"
+    settings = config.read_text()
+
+    def compared_on(source: Path) -> str:
+        origin = open_origin(str(source), needs_adapter=True)
+        texts, where_from = texts_to_compare(str(source), origin)
+        assert len(texts) == 8
+        return where_from
+
+    start = "built-in questions, not held-out rows "
+    assert compared_on(directory / "adapter") == f"{start}(it is no run directory)"
+    config.write_text(settings.replace("rows.jsonl", "gone.jsonl"))
+    assert compared_on(directory).startswith(f"{start}(the run's own cannot be read any more: ")
+    config.write_text(re.sub(r"held_out: .*", "held_out: 0", settings))
+    assert compared_on(directory) == f"{start}(the run held none out)"
 
 
 def test_another_base_than_the_adapter_was_trained_on(
-    tmp_path: Path, tiny_model: Path, rows: Path
+    tmp_path: Path, tiny_model: Path, bird: Path
 ) -> None:
-    import shutil
-
-    base = tmp_path / "base"
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(tiny_model, base)
-    directory = trained(tmp_path, base, rows)
+    shutil.copytree(bird / "adapter", adapter)
     other = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.01)
     other.save_pretrained(base)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(base)
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigError) as caught:
-        merge(directory, tmp_path / "out")
+        merge(adapter, tmp_path / "out")
     assert re.search(r"trained with the base sampled:\w+; here is sampled:\w+", str(caught.value))
     assert not (tmp_path / "out").exists()
-    lines = merge(directory, tmp_path / "out", force_base=True, dtype="float32")
+    lines = merge(adapter, tmp_path / "out", force_base=True, dtype="float32")
     assert lines[1].startswith("forced by --force-base: trained with the base")
     assert "forced by --force-base" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_quantised_base_is_told_before_training(
-    tmp_path: Path, tiny_model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, rows: Path
 ) -> None:
-    import json
-    import shutil
-
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
     settings = json.loads((base / "config.json").read_text())

@@ -34,7 +34,7 @@ def run(
     Raises ConfigError where that cannot be done truthfully, with nothing at `out`.
     """
     origin = open_origin(source, needs_adapter=True, force_base=force_base)
-    texts, where_from = _texts(source, origin)
+    texts, where_from = texts_to_compare(source, origin)
     console.print(f"to compare on: {where_from}", markup=False, soft_wrap=True)
     agreement = merge(
         origin,
@@ -47,7 +47,7 @@ def run(
     console.print(f"The merged model is in {short(out.absolute())}", markup=False, soft_wrap=True)
 
 
-def _texts(source: str, origin: Origin) -> tuple[list[tuple[int, ...]], str]:
+def texts_to_compare(source: str, origin: Origin) -> tuple[list[tuple[int, ...]], str]:
     """Token ids of held-out rows of the run, else of built-in questions; and which they are."""
     rows: list[tuple[int, ...]] = []
     why = "it is no run directory"
