@@ -367,14 +367,14 @@ def _table(found: Evaluation) -> Table:
         add(f"loss per trained token ({found.trained_tokens:,} tokens)", found.loss, 4)
         add("perplexity", found.perplexity, 2)
     for name, sides in found.metrics.items():
-        add(name, sides, 1 if found.scale[name] == 100 else 3)
+        add(name, sides, 1 if found.scale[name] == 100 else 4)
     if found.forgetting is not None:
         probe = found.forgetting
         losses: Sides = {"base": probe.base, "adapter": probe.adapter}
         add(f"forgetting: loss on {probe.text} ({probe.tokens:,} tokens)", losses, 4)
     for task, values in found.tasks.items():
         for name, sides in values.items():
-            add(f"{task}: {name}", sides, 3)
+            add(f"{task}: {name}", sides, 4)
     return table
 
 
