@@ -71,6 +71,15 @@ def judged(run: Path, **options: Any) -> tuple[dict[str, Any], str]:
     return json.loads((run / "evaluation.json").read_text(encoding="utf-8")), said.getvalue()
 
 
+def test_the_model_card_tells_what_was_found(run: Path) -> None:
+    card = run / "adapter" / "README.md"
+    assert "## Evaluation" not in card.read_text(encoding="utf-8")
+    found, _ = judged(run)
+    losses = " | ".join(f"{found['loss'][side]:.4g}" for side in ("base", "adapter"))
+    text = card.read_text(encoding="utf-8")
+    assert f"`myna eval` on {found['rows_judged']} rows." in text and f"| loss | {losses} |" in text
+
+
 def plain_loss(model: Path, entry: dict[str, Any]) -> float:
     """The base's loss on one row, by transformers alone; the byte-level tokenizer is trivial."""
     from transformers import AutoTokenizer

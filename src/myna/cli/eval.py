@@ -46,6 +46,7 @@ from myna.evaluation.metrics import Metric, names_function, parse_metrics
 from myna.evaluation.rows import JudgedRow, has_answers, rows_of_examples, rows_of_questions
 from myna.inference.generate import Sampling
 from myna.inference.speaker import Speaker, open_speaker
+from myna.report.card import write_card
 from myna.run_dir import RunDir, write_file
 
 HELD_OUT = "held-out rows of the run"
@@ -176,6 +177,7 @@ def _run(
     )
     content = json.dumps(found.to_json(), ensure_ascii=False, indent=1, allow_nan=False)
     write_file(directory.evaluation, content + "\n")
+    write_card(directory)
     console.print(_table(found))
     if chosen is not None:
         for table in (_side_by_side(found.rows), _worst(found.rows, chosen.others)):
