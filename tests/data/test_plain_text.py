@@ -50,6 +50,25 @@ def test_ids_are_the_tokenizers_own_and_the_end(kind: str, content: str) -> None
     assert (example.turn, example.weight) == (0, 1.0)
 
 
+@pytest.mark.parametrize("content", TEXTS)
+@pytest.mark.parametrize("kind", ["byte", "piece"])
+def test_a_text_to_go_on_from_has_the_ids_that_are_trained(kind: str, content: str) -> None:
+    template = LLAMA3 if kind == "byte" else GEMMA
+    made = encoder(make_tokenizer(kind, template, bos_token="<bos>", eos_token="<eos>"))
+    (example,) = made.encode(text(content))
+    prompt = made.text_prompt(content)
+    assert prompt.ids == (example.prompt_ids + example.completion_ids)[:-1]
+    assert prompt.text == f"<bos>{content}"
+    with pytest.raises(DataError, match='The text contains "<eos>" at character 3'):
+        made.text_prompt("ab<eos>")
+
+
+def test_an_empty_text_to_go_on_from_needs_a_start_token() -> None:
+    made = encoder(make_tokenizer("byte", CHATML, eos_token="<|im_end|>"))
+    with pytest.raises(DataError, match="The text is empty, and the tokenizer has no start token"):
+        made.text_prompt("")
+
+
 def test_without_start_token_the_first_token_is_not_predicted() -> None:
     tokenizer = make_tokenizer("byte", CHATML, eos_token="<|im_end|>")
     made = encoder(tokenizer)

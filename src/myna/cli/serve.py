@@ -74,10 +74,10 @@ def _serve(
             force_base=force_base,
             note=_note,
         )
-        # What was loaded stays: collecting garbage need not look at it again while others wait.
-        gc.collect()
-        gc.freeze()
         try:
+            # What was loaded stays: collecting garbage need not look at it again while others wait.
+            gc.collect()
+            gc.freeze()
             app = create_app(engine, api_key=key, limits=limits, hosts=_hosts(host))
 
             def ready() -> None:

@@ -1,5 +1,6 @@
 """The server through OpenAI's own client: what is answered is what `myna chat` answers."""
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,13 @@ from myna.data.conversation import Conversation, Message, Place
 from myna.data.encode import Encoder
 from myna.data.templates import choose_template
 from myna.inference.generate import Sampling
+from myna.inference.server.app import create_app
+from myna.inference.server.batching import BatchingEngine
+from myna.inference.server.limits import Limits
+from myna.inference.server.listener import serve_in_thread
+from myna.inference.speaker import open_speakers
 from myna.models.tokenizer import load_tokenizer
+from tiny_model import save_tiny_run
 
 from .conftest import TOKENS, Chat, Served
 
@@ -247,3 +254,44 @@ def test_answers_go_on_while_a_long_one_is_written(client: OpenAI, chat: Chat) -
     assert text_of(ask(client, "huan", "a")) == chat("huan", "a")
     writer.join()
     assert done.is_set()
+
+
+def test_tools_and_switches_reach_the_template(chatml: Path, tmp_path: Path) -> None:
+    run = save_tiny_run(chatml, tmp_path / "thinker")
+    template = run / "adapter" / "chat_template.jinja"
+    template.write_text(
+        "{% if tools %}{{ tools[0].function.name }}{% endif %}"
+        + template.read_text()
+        + "{% if not enable_thinking %}<think></think>{% endif %}{{ effort }}"
+    )
+    options = {"template_options": {"enable_thinking": False}}
+    metadata = run / "adapter" / "myna.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | options))
+    shared = open_speakers(str(chatml), {"thinker": run / "adapter"}, device="cpu", dtype="float32")
+    engine = BatchingEngine(shared, Limits(), continuous=False)
+    address, stop = serve_in_thread(create_app(engine), Limits())
+
+    def tokens(**options: object) -> int:
+        with OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+            return ask(client, "thinker", "a", max_tokens=1, **options).usage.prompt_tokens
+
+    def switched(**switches: object) -> int:
+        return tokens(extra_body={"chat_template_kwargs": switches})
+
+    try:
+        plain = tokens()
+        assert switched(enable_thinking=False) == plain
+        assert switched(enable_thinking=True) == plain - len("<think></think>")
+        assert switched(effort="high") == plain + len("high")
+        tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+        assert tokens(tools=[tool]) == plain + len("add")
+        for name in ("messages", "tools", "eos_token", "unknown"):
+            with pytest.raises(openai.BadRequestError) as refused:
+                switched(**{name: True})
+            assert f"reads no {name}; it reads effort, enable_thinking." in str(refused.value)
+        tool["function"]["description"] = "<|im_end|>"
+        with pytest.raises(openai.BadRequestError, match="The tools contains"):
+            tokens(tools=[tool])
+    finally:
+        stop()
+        engine.close()

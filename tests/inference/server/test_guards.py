@@ -127,6 +127,28 @@ def test_a_long_body_is_refused_by_its_length_and_while_it_comes_in(locked: str)
         assert b" 413 " in connection.recv(100)
 
 
+def test_bodies_are_bounded_together(served: Served) -> None:
+    limits = Limits(body_bytes=2_000, bodies_bytes=3_000, body_seconds=5)
+    address, stop = serve_in_thread(create_app(served.engine, limits=limits), limits)
+    body = b'{"model": "base", "prompt": "' + b"x" * 1_800 + b'"}'
+    path, kind = "/v1/completions", {"Content_Type": "application/json"}
+    with raw(address) as holder:
+        holder.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000\r\n"
+            b"Content-Type: application/json\r\n\r\n" + b"x" * 1_900
+        )
+        deadline = time.monotonic() + 5
+        status = None
+        while status != 503 and time.monotonic() < deadline:
+            status, said, response = request(address, "POST", path, body, **kind)
+        assert (status, json.loads(said)["error"]["code"]) == (503, "overloaded")
+        assert response.headers["Retry-After"] == "1"
+    while status != 400 and time.monotonic() < deadline:  # too long for the model, but read
+        status, _, _ = request(address, "POST", path, body, **kind)
+    assert status == 400
+    stop()
+
+
 def test_long_headers_are_refused(locked: str) -> None:
     status, body, _ = request(locked, "GET", "/healthz", Cookie="x" * 5_000)
     assert (status, json.loads(body)["error"]["code"]) == (431, "headers_too_long")

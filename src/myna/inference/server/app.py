@@ -57,6 +57,7 @@ from myna.inference.server.replies import (
 )
 from myna.inference.server.requests import (
     MAX_SEED,
+    MAX_TOKENS,
     ChatRequest,
     CompletionRequest,
     read_request,
@@ -255,7 +256,7 @@ class _Routes:
     ) -> _Job:
         tasks = []
         for number, prompt in enumerate(prompts):
-            room = _room(speaker, prompt, wanted.limit, param)
+            room = _room(speaker, prompt, wanted, param)
             for index in range(wanted.choices):
                 seed = wanted.seed
                 if seed is not None:  # one seed for all would draw the same answer n times
@@ -433,7 +434,9 @@ def _submit(
         raise ApiError(400, str(error), code="invalid_value") from None
 
 
-def _room(speaker: Speaker, prompt: Prompt, wanted: int | None, param: str) -> int:
+def _room(
+    speaker: Speaker, prompt: Prompt, request: ChatRequest | CompletionRequest, param: str
+) -> int:
     """Tokens that an answer may have.
 
     Raises ApiError where the prompt leaves no room, or less than was asked for.
@@ -442,16 +445,18 @@ def _room(speaker: Speaker, prompt: Prompt, wanted: int | None, param: str) -> i
         speaker.check_fits(prompt.ids)
     except DataError as error:
         raise ApiError(400, str(error), param=param, code="context_length_exceeded") from None
+    wanted = request.limit
     if speaker.context is None:
-        return wanted or 2**31
+        return wanted or MAX_TOKENS
     room = speaker.context - len(prompt.ids)
     if wanted is not None and wanted > room:
+        name = "max_tokens" if request.max_tokens is not None else "max_completion_tokens"
         raise ApiError(
             400,
-            f"max_tokens is {wanted:,}, the prompt has {len(prompt.ids):,} tokens, and the model's "
+            f"{name} is {wanted:,}, the prompt has {len(prompt.ids):,} tokens, and the model's "
             f"context holds {speaker.context:,}, prompt and answer together: there is room for "
             f"{room:,}.",
-            param="max_tokens",
+            param=name,
             code="context_length_exceeded",
         )
     return room

@@ -282,38 +282,44 @@ class BatchingEngine:
             with continuous.paused():
                 self._switch.use(_adapter(first.model))
         sampled = bool(first.kind)
-        begun = time.monotonic()
+        begun: float | None = None
         running: dict[str, _Answer] = {}
-        while True:
-            with self._changed:
-                contended = self._turns.others_wait(first)
-            if not contended or time.monotonic() - begun < self._limits.turn_seconds:
-                for answer in self._admit(first, self._limits.batch - len(running)):
-                    running[answer.name] = answer
-                    ids, settings = answer.task.prompt_ids, answer.settings
-                    continuous.add(answer.name, ids, settings, answer.limit)
-            for name, answer in list(running.items()):
-                if answer.is_over:
-                    continuous.cancel(name, sampled=sampled)
-                    del running[name]
-                    self._release(answer)
-            if not running:
-                return
-            if not continuous.is_alive:
-                raise RuntimeError("transformers' continuous batching has ended")
-            for told in continuous.progress(sampled=sampled, wait_seconds=_WAIT_SECONDS):
-                found = running.get(told.request)
-                if found is None:
-                    continue
-                if told.error is not None:
-                    found.fail("The engine failed; the server's log says more.")
-                for token_id in told.ids[found.num_tokens :]:
-                    found.take(token_id)
-                if found.has_ended:  # by itself, or by a stop text
-                    if not found.ended_itself:
-                        continuous.cancel(told.request, sampled=sampled)
-                    del running[told.request]
-                    self._release(found)
+        try:
+            while True:
+                with self._changed:
+                    contended = self._turns.others_wait(first)
+                admits = begun is None or time.monotonic() - begun < self._limits.turn_seconds
+                begun = begun or time.monotonic()
+                if admits or not contended:
+                    for answer in self._admit(first, self._limits.batch - len(running)):
+                        running[answer.name] = answer
+                        ids, settings = answer.task.prompt_ids, answer.settings
+                        continuous.add(answer.name, ids, settings, answer.limit)
+                for name, answer in list(running.items()):
+                    if answer.is_over:
+                        continuous.cancel(name, sampled=sampled)
+                        del running[name]
+                        self._release(answer)
+                if not running:
+                    return
+                if not continuous.is_alive:
+                    raise RuntimeError("transformers' continuous batching has ended")
+                for told in continuous.progress(sampled=sampled, wait_seconds=_WAIT_SECONDS):
+                    found = running.get(told.request)
+                    if found is None:
+                        continue
+                    if told.error is not None:
+                        found.fail("The engine failed; the server's log says more.")
+                    for token_id in told.ids[found.num_tokens :]:
+                        found.take(token_id)
+                    if found.has_ended:  # by itself, or by a stop text
+                        if not found.ended_itself:
+                            continuous.cancel(told.request, sampled=sampled)
+                        del running[told.request]
+                        self._release(found)
+        finally:
+            for name in running:  # left by an error
+                continuous.cancel(name, sampled=sampled)
 
     def _answer_padded(self, first: "_Answer") -> None:
         """Answer what may be computed together with `first` in one padded batch."""

@@ -17,6 +17,7 @@ import contextlib
 import copy
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,11 +79,13 @@ class Continuous:
 
     def __init__(self, speaker: Speaker, batch: int) -> None:
         self._model = speaker.model
+        self._batch = batch
         self._attention = self._model.config._attn_implementation
         settings = speaker.settings(Sampling(temperature=0))
         self._tokens = _cache_tokens(self._model, batch)
         self.room = self._tokens - PAGE_TOKENS
         """Most tokens that a request may have, prompt and answer together."""
+        self._one_at_a_time = _OneAtATime(self._model)
         logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
         self._managers: dict[bool, Any] = {}
         try:
@@ -176,12 +179,14 @@ class Continuous:
         self._managers[sampled].cancel_request(request)
 
     def progress(self, *, sampled: bool, wait_seconds: float) -> Iterator[Progress]:
-        """What there is to tell; waits for the first of it."""
+        """What there is to tell, of one step or two; waits for the first of it."""
         manager = self._managers[sampled]
-        output = manager.get_result(timeout=wait_seconds)
-        while output is not None:
+        for _ in range(2 * self._batch):  # and then a look at who else came
+            output = manager.get_result(timeout=wait_seconds)
+            if output is None:
+                return
             yield Progress(output.request_id, tuple(output.generated_tokens), output.error)
-            output = manager.get_result(timeout=0)
+            wait_seconds = 0
 
     @property
     def is_alive(self) -> bool:
@@ -193,8 +198,37 @@ class Continuous:
         for manager in self._managers.values():
             with contextlib.suppress(RuntimeError):
                 manager.stop(block=True, timeout=10, hard_stop=True)
+        self._one_at_a_time.end()
         if self._model.config._attn_implementation != self._attention:
             self._model.set_attn_implementation(self._attention)
+
+
+class _OneAtATime:
+    """Lets no two threads compute with the model at once.
+
+    A manager goes on for a token after a request of its was withdrawn, while the other one begins.
+    transformers (5.23, `merge_with_config_defaults`) writes `is_causal` into the model's config for
+    the time of a forward, and two that overlap leave it there: from then on, the model's own
+    answers would be computed as if a token saw those behind it.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._lock = threading.RLock()
+        self._hooks = (
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._finish, always_call=True),
+        )
+
+    def end(self) -> None:
+        """Let them do as they like again."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begin(self, *_: Any) -> None:
+        self._lock.acquire()
+
+    def _finish(self, *_: Any) -> None:
+        self._lock.release()
 
 
 def check_agreement(continuous: Continuous, speaker: Speaker) -> None:

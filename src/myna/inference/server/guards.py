@@ -8,7 +8,7 @@ or not, is reached without passing it.
 import asyncio
 import contextlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,7 +25,7 @@ _LINGER_BYTES, _LINGER_SECONDS = 2**24, 2.0
 
 
 class Gone(BaseException):
-    """The client was cut off: nothing more can be told to it, and nothing is to be logged."""
+    """The client left or was cut off: there is nobody to tell, and nothing to log."""
 
 
 class Guard:
@@ -50,14 +50,16 @@ class Guard:
         self._hosts = frozenset(hosts) if hosts is not None else None
         self._limits = limits
         self._front = front
+        self._held_bytes = 0
+        """Bytes of the bodies of all requests under way."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a refused request, or let the app answer it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        client = _Client(scope, receive, send, self._limits)
-        with contextlib.suppress(Gone):
+        client = _Client(scope, receive, send, self._limits, self._hold)
+        with contextlib.suppress(Gone), client.counted():
             try:
                 self._check(scope)
             except ApiError as refusal:
@@ -67,6 +69,17 @@ class Guard:
                 await answer(scope, client.receive, client.send)
             else:
                 await self._app(scope, client.receive, client.send)
+
+    def _hold(self, num_bytes: int) -> None:
+        """Note that more is in memory, or less. Raises ApiError where that is too much."""
+        self._held_bytes += num_bytes
+        if num_bytes > 0 and self._held_bytes > self._limits.bodies_bytes:
+            raise ApiError(
+                503,
+                "Too many long requests are being answered; ask again in a moment.",
+                code="overloaded",
+                headers={"Retry-After": str(self._limits.retry_seconds)},
+            )
 
     def _check(self, scope: Scope) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -116,8 +129,16 @@ class Guard:
 class _Client:
     """The two directions of a connection, held to the limits."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        limits: Limits,
+        hold: Callable[[int], None],
+    ) -> None:
         self._scope = scope
+        self._hold = hold
         self._receive = receive
         self._send = send
         self._limits = limits
@@ -129,6 +150,14 @@ class _Client:
         )
         """Whether nothing of the body is still to come."""
         self._lingers = False
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Inside the block what was read counts as held."""
+        try:
+            yield
+        finally:
+            self._hold(-self._read)
 
     async def receive(self) -> Message:
         """As ASGI's, raising ApiError for a body that is too long or too slow."""
@@ -143,8 +172,11 @@ class _Client:
                 f"The body did not come in within {self._limits.body_seconds:g} seconds.",
                 code="body_too_slow",
             ) from None
+        if message["type"] == "http.disconnect":
+            raise Gone
         if self._read > self._limits.body_bytes:
             raise too_large(self._limits)
+        self._hold(len(message.get("body", b"")))
         return message
 
     async def send(self, message: Message) -> None:

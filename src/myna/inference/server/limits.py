@@ -17,6 +17,8 @@ class Limits:
     """All headers of a request with its path; more is answered 431."""
     header_seconds: float = 20.0
     """A connection that has sent no whole request by then is closed."""
+    bodies_bytes: int = 64 * 2**20
+    """All bodies in memory together; a request beyond it is answered 503."""
     body_seconds: float = 30.0
     """Longest time a body may take to come in; then 408."""
     write_seconds: float = 60.0

@@ -7,6 +7,7 @@ the app's.
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import threading
@@ -21,6 +22,8 @@ from myna.errors import ConfigError
 from myna.inference.server.limits import Limits
 
 _BACKLOG = 2048
+_OTHER_FILES = 256
+"""Files that are no connections: weights, tokenizers, pipes."""
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -63,7 +66,7 @@ class Listener(Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=limits.connections,
+                limit_concurrency=_allow_connections(limits.connections),
                 backlog=_BACKLOG,
                 timeout_keep_alive=limits.keep_alive_seconds,
                 # The engine ends what is left after stop_seconds, with a word to the client.
@@ -108,6 +111,17 @@ class Listener(Server):
         finally:
             for number, action in before.items():
                 signal.signal(number, action)
+
+
+def _allow_connections(wanted: int) -> int:
+    """As many connections as the system lets this process have open, at most `wanted`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, soft - _OTHER_FILES)
+    return wanted
 
 
 def _protocol(limits: Limits) -> type[H11Protocol]:

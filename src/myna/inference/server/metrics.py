@@ -59,8 +59,8 @@ class Metrics:
         )
         for name, counter, text in sums:
             yield from _head(name, "counter", text)
-            for model, number in sorted(counter.items()):
-                yield f'{name}{{model="{model}"}} {number:.17g}'
+            for model, value in sorted(counter.items()):
+                yield f'{name}{{model="{model}"}} {value:.17g}'
         yield from _head("myna_disconnects_total", "counter", "Clients that went away.")
         yield f"myna_disconnects_total {self._cancelled}"
         yield from _head("myna_queue_length", "gauge", "Answers that wait for their turn.")
