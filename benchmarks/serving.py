@@ -68,7 +68,7 @@ LONGEST_SECONDS = 300
 BATCHING = ("--continuous-batching", "--cb-block-size", "32", "--cb-num-blocks", "512")
 BATCHING += ("--cb-max-batch-tokens", "256")
 """transformers' server with room for all requests at once. By its own measure it takes nine tenths
-of the machine's memory for the cache and computes on all of it: no answer came within minutes."""
+of the machine's memory for the cache: no answer came within two minutes on a busy machine."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ _UNKNOWN_SETTINGS = {
     "alpha_pattern": "layers with an alpha of their own: it would scale their updates wrongly",
 }
 """Settings of peft that vLLM refuses or passes over, and what they stand for."""
-_OFF = (None, False, "none", [], {})
+_OFF: tuple[object, ...] = (None, False, "none", [], {})
 _UPDATE = re.compile(r".*\.\d+\..*\.lora_[AB]\.weight")
 """A tensor of a linear layer inside a numbered decoder layer: what vLLM takes."""
 
