@@ -19,7 +19,7 @@ CHANGED: dict[str, Any] = {
     "template": "other.jinja",
     "held_out": 0.25,
     "notify": "true",
-    "report_to": "tensorboard",
+    "report_to": ["tensorboard"],
     "device": "cpu",
     "dtype": "bfloat16",
     "lora.rank": 4,

@@ -203,8 +203,8 @@ def test_one_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path) -> 
 
 def test_what_a_state_holds_is_known_by_its_schema() -> None:
     """With another field an older version cannot read it: raise SCHEMA after a release."""
-    names = "best_loss best_score best_step environment evaluations_without_gain loss_scaling plans run "
-    names += "skipped_steps step"
+    names = "best_loss best_score best_step environment evaluations_without_gain loss_scaling "
+    names += "plans run skipped_steps step"
     assert (SCHEMA, sorted(field.name for field in dataclasses.fields(State))) == (1, names.split())
 
 
