@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
+from myna.device import free_unused_memory
 from myna.errors import MynaError
 from myna.inference.generate import Sampling, answer_together
 from myna.inference.server.continuous import Continuous, Unfit, check_agreement
@@ -51,6 +52,9 @@ from myna.inference.text_stream import TextStream
 
 _WAIT_SECONDS = 0.02
 """How long new requests may wait while nothing comes from those that are computed."""
+_TIDY_SECONDS = 10.0
+"""How often memory that answers have left is handed back: glibc keeps what was freed, in pieces of
+every size that prompts and batches had."""
 _LEAVING = "The server is about to end."
 
 
@@ -105,6 +109,8 @@ class BatchingEngine:
         self._turns: Turns[_Answer] = Turns()
         self._running: list[_Answer] = []
         self._stopping = self._ended = False
+        self._tidied = time.monotonic()
+        self._device = next(iter(speakers.values())).model.device.type
         self._note = note or (lambda _: None)
         for text in shared.notes:
             self._note(text)
@@ -232,6 +238,12 @@ class BatchingEngine:
             except Exception:  # one batch fails, whatever it met; the server goes on
                 traceback.print_exc()
                 self._fail_running("The engine failed; the server's log says more.")
+            self._tidy()
+
+    def _tidy(self) -> None:
+        if time.monotonic() - self._tidied > _TIDY_SECONDS:
+            free_unused_memory(self._device)
+            self._tidied = time.monotonic()
 
     def _fail_running(self, text: str) -> None:
         with self._changed:
@@ -286,6 +298,7 @@ class BatchingEngine:
         running: dict[str, _Answer] = {}
         try:
             while True:
+                self._tidy()
                 with self._changed:
                     contended = self._turns.others_wait(first)
                 admits = begun is None or time.monotonic() - begun < self._limits.turn_seconds
