@@ -234,7 +234,8 @@ def peak_memory_bytes(device: str = "cpu") -> int:
 
         peak = int(torch.cuda.max_memory_allocated(torch.device(device)))
     else:
-        device, peak = "cpu", _highest_resident()
+        # Not the count of getrusage: that begins with the peak of whoever started this process.
+        device, peak = "cpu", _process_bytes("VmHWM") or _highest_resident()
     return max(peak, _highest_before_reset.get(device, 0))
 
 

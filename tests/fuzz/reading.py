@@ -12,7 +12,6 @@ import gzip
 import io
 import json
 import random
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import pyarrow.parquet
 from myna.data.byte_source import find_source
 from myna.data.files import BadRow, Record, read_chunks, read_records
 from myna.data.text_tables import find_delimiter
+from myna.device import peak_memory_bytes
 from myna.errors import DataError
 
 NAMES = (
@@ -311,13 +311,12 @@ def main() -> None:
             write_parts(path, parts)
             rows = sum(1 for _ in read_kept(path))
             horrid.append((name, rows))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
         json.dumps(
             {
                 "slowest_seconds": slowest,
                 "accepted": accepted,
-                "peak_bytes": peak,
+                "peak_bytes": peak_memory_bytes(),
                 "horrors": horrid,
             }
         )
