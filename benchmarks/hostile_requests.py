@@ -564,13 +564,17 @@ def open_stream(host: str, port: int, body: Json, key: str | None = None) -> soc
     return connection
 
 
-def read_until(connection: socket.socket, text: bytes) -> bytes:
-    """What arrived, up to and with the block in which `text` first stood."""
+FIRST_WORD = (b'"delta":{"content":"', b'"finish_reason":"')
+"""A stream's first text, or its end: where tokens are drawn, the first may be the one that ends."""
+
+
+def read_until(connection: socket.socket, *texts: bytes) -> bytes:
+    """What arrived, up to and with the block in which one of `texts` first stood."""
     received = b""
-    while text not in received:
+    while not any(text in received for text in texts):
         block = connection.recv(4096)
         if not block:
-            raise ConnectionError(f"closed before {text!r}: {received[-300:]!r}")
+            raise ConnectionError(f"closed before {texts!r}: {received[-300:]!r}")
         received += block
     return received
 

@@ -45,6 +45,7 @@ from rich.table import Table
 from hostile_requests import (
     CHAT,
     COMPLETIONS,
+    FIRST_WORD,
     Client,
     Crowd,
     Sent,
@@ -429,7 +430,7 @@ def aborts(job: Job, size: Size, server: ServerProcess) -> dict[str, Any]:
             streams.append(open_stream(server.host, server.port, wanted | {"temperature": 2}))
         for number, stream in enumerate(streams):
             if number % 2:
-                read_until(stream, b'"delta":{"content":"')
+                read_until(stream, *FIRST_WORD)
             stream.close()
         left = time.perf_counter()
         if not server.becomes_idle(30):

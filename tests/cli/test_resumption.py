@@ -33,6 +33,7 @@ def test_a_new_run_has_no_plan(tmp_path: Path) -> None:
 
 def test_plans_are_added_as_events_tell_of_them(tmp_path: Path) -> None:
     directory = RunDir(tmp_path)
+    directory.config.touch()
     begun = {"device": "cpu", "dtype": "float32", "memory": FIRST, "replans": []}
     directory.plan.write_text(json.dumps(begun))
     note = replans_noted(directory)

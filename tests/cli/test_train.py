@@ -235,6 +235,22 @@ def test_changed_data_is_noticed_on_resume(job: Path) -> None:
         train(job, "train.max_steps=1")
 
 
+def test_what_a_run_killed_at_its_beginning_left_is_no_run(job: Path) -> None:
+    """config.yaml is the last of what is written before step 1."""
+    directory, _ = train(job, "output=killed", "train.max_steps=1")
+    for path in directory.iterdir():
+        if path.name not in ("data.json", "plan.json", "sample.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    data = job.parent / "rows.jsonl"
+    data.write_text(data.read_text().replace("It is 7!", "It is 8!"))
+    resumed, _ = train(job, "output=killed", "train.max_steps=2", "train.batch_size=2")
+    fresh, _ = train(job, "output=fresh", "train.max_steps=2", "train.batch_size=2")
+    assert adapter_hash(resumed) == adapter_hash(fresh)
+    for name in ("data.json", "sample.json"):
+        assert (resumed / name).read_bytes() == (fresh / name).read_bytes()
+    assert "batch_size: 2" in (resumed / "config.yaml").read_text()
+
+
 def test_a_run_directory_stands_for_its_yaml(job: Path) -> None:
     directory, _ = train(job, "train.max_steps=2")
     again, said = train(directory)

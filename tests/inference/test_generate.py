@@ -101,6 +101,13 @@ def test_rows_without_a_token_are_never_drawn(speaker: Speaker, bluelm: Speaker)
         assert max(answer.ids, default=0) < rows - SPARE_ROWS
 
 
+@pytest.mark.parametrize("temperature", [1e-4, 1e-5, 1e-7, 1e-45, 2.2e-308])
+def test_answers_grow_cold_until_they_are_greedy(speaker: Speaker, temperature: float) -> None:
+    ids = prompt_ids(speaker, "hello there")
+    cold = ask(speaker, ids, temperature=temperature, top_k=0, seed=3)
+    assert cold == ask(speaker, ids, temperature=0)
+
+
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_greedy_answers_equal_a_naive_loop(speaker: Speaker, penalty: float) -> None:
     prompts = [prompt_ids(speaker, text) for text in ("a", "hello there", "你好吗", "b" * 40)]

@@ -193,7 +193,8 @@ def replans_noted(directory: RunDir) -> Callable[[dict[str, Any]], None]:
 
 
 def _read_plan(directory: RunDir) -> dict[str, Any] | None:
-    if not directory.plan.exists():
+    # config.yaml is written last: without it no run has begun here, whatever a killed one left.
+    if not (directory.config.exists() and directory.plan.exists()):
         return None
     plan: dict[str, Any] = json.loads(directory.plan.read_text(encoding="utf-8"))
     found = plan.get("format", FORMAT)

@@ -198,7 +198,7 @@ def _train_told(
         console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
     base = fingerprint_of(config.model, trust_remote_code=options.trust_remote_code)
     identity = prepared.hashes | {"base": base} | versions()
-    if directory.data.exists():
+    if directory.config.exists() and directory.data.exists():
         changes += changed_inputs(directory, identity, options.allow_change)
     console.print(preview(prepared.dataset, max_length=prepared.encoder.max_length))
     train_rows, held_out_rows = split_held_out(

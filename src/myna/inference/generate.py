@@ -40,6 +40,9 @@ from myna.models.load import context_length, quiet_transformers
 
 DEFAULT_TOP_K = 50
 """transformers' value where sampling is asked for and the base's settings have none."""
+COLDEST = 1e-5
+"""Below it a temperature is 0: only scores that are equal to float32's last digits could be drawn
+otherwise, and dividing by less than 1e-36 makes them infinite."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Sampling:
     max_new_tokens: int = 512
     """Longest answer, in tokens."""
     temperature: float | None = None
-    """0 is greedy; any other value turns sampling on."""
+    """0 (and less than `COLDEST`) is greedy; any other value turns sampling on."""
     top_p: float | None = None
     """Draw from the likeliest tokens that together have this probability."""
     top_k: int | None = None
@@ -98,13 +101,14 @@ def settle(
             "likeliest token, so this would do nothing.\n  Leave one of them out."
         )
     settings = copy.deepcopy(base)
-    if sampling.temperature == 0 or (base.temperature == 0 and sampling.temperature is None):
+    temperature = _first(sampling.temperature, base.temperature, 1.0)
+    if temperature < COLDEST:
         settings.do_sample = False
     elif sampling.temperature is not None or narrowing:
         settings.do_sample = True
     settings.do_sample = bool(settings.do_sample)
     if settings.do_sample:
-        settings.temperature = _first(sampling.temperature, base.temperature, 1.0)
+        settings.temperature = temperature
         settings.top_p = _first(sampling.top_p, base.top_p, 1.0)
         settings.top_k = _first(sampling.top_k, base.top_k, DEFAULT_TOP_K)
     settings.repetition_penalty = _first(sampling.repetition_penalty, base.repetition_penalty, 1.0)

@@ -222,21 +222,25 @@ def test_a_full_queue_takes_all_of_a_request_or_nothing(two_runs: list[Path]) ->
 def test_one_that_is_withdrawn_is_not_computed_and_the_others_are(served) -> None:
     engine = served.engine
     expected = texts(engine, [task(engine, "base", text) for text in QUESTIONS])
-    left, stayed = Ear(), Ear()
-    tickets = [
-        engine.submit([task(engine, "base", text, max_new_tokens=90, temperature=1.9)], left.tell)
-        for text in QUESTIONS
-    ]
+    stayed, events, withdrawn = Ear(), [], threading.Event()
+
+    def left(_: int, event: Event) -> None:
+        withdrawn.wait(60)  # whatever comes first comes while its client leaves
+        events.append(event)
+
+    long = task(engine, "base", QUESTIONS[0], max_new_tokens=90)
+    tickets = [engine.submit([long], left) for _ in range(4)]
     engine.submit([task(engine, "base", text) for text in QUESTIONS], stayed.tell)
     for ticket in tickets:
         ticket.cancel()
         ticket.cancel()
+    withdrawn.set()
     assert [end.text for end in stayed.answers(len(QUESTIONS))] == expected
     deadline = time.monotonic() + 5
     while engine.load().running:
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    assert not any(isinstance(event, Finished) for _, event in list(left.events.queue))
+    assert not any(isinstance(event, Finished) for event in events)
 
 
 def test_the_end_lets_short_answers_finish_and_tells_the_others(two_runs: list[Path]) -> None:

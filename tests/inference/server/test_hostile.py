@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hostile_requests import (
     CHAT,
     COMPLETIONS,
+    FIRST_WORD,
     Client,
     Crowd,
     Received,
@@ -429,7 +430,7 @@ def abort(server: Served, trials: int, at_once: int = 10) -> None:
         for number, stream in enumerate(streams):
             # Some go before the first word, some after it.
             if number % 2:
-                read_until(stream, b'"delta":{"content":"')
+                read_until(stream, *FIRST_WORD)
             stream.close()
     assert server.becomes_idle(2.0), server.engine.load()
 
