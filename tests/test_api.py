@@ -94,6 +94,14 @@ def test_a_call_trains_what_the_command_trains(
     with pytest.raises(DataError, match="im_end"):
         speaker.ask("stop <|im_end|>")
 
+    # Judged as the command judges, on the three rows that were held out.
+    found = myna.evaluate(run, metrics=["exact_match"])
+    written = json.loads((run.path / "evaluation.json").read_text())
+    assert found.to_json() == written and written["rows_judged"] == 3
+    assert written["loss"]["adapter"] == pytest.approx(run.held_out_losses[-1], rel=1e-5)
+    assert myna.evaluate(run.path, data=rows, limit=2).data == str(rows)
+    assert "exact_match" in capsys.readouterr().out
+
 
 def test_it_may_be_called_from_another_thread(rows: Path, tiny_model: Path) -> None:
     """As programs with a window or a server do; only the main thread may handle signals."""

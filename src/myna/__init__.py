@@ -7,15 +7,27 @@ Importing the package loads no torch: the names of the library (`myna.train`, `m
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from myna.api import Message, Run, Sampling, Speaker, open_speaker, show_data, train
+    from myna.api import (
+        Evaluation,
+        Message,
+        Run,
+        Sampling,
+        Speaker,
+        evaluate,
+        open_speaker,
+        show_data,
+        train,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Evaluation",
     "Message",
     "Run",
     "Sampling",
     "Speaker",
+    "evaluate",
     "open_speaker",
     "show_data",
     "train",

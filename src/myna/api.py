@@ -5,7 +5,7 @@ run left as an object. The work is that of the commands (`cli`), so a run begun 
 Errors are exceptions of `myna.errors`, whose text is the whole message.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from myna.cli import data as data_command
+from myna.cli import eval as eval_command
 from myna.cli import train as train_command
 from myna.cli.preparation import prepare_rows
 from myna.config import Config
@@ -20,6 +21,7 @@ from myna.config_file import ResolvedConfig, load_config
 from myna.data.conversation import Message as Message
 from myna.data.dataset import Accounting
 from myna.device import limit_kernel_cache
+from myna.evaluation.evaluate import Evaluation as Evaluation
 from myna.inference import speaker as speaking
 from myna.inference.generate import Sampling as Sampling
 from myna.inference.speaker import Speaker as Speaker
@@ -98,6 +100,28 @@ def show_data(settings: Settings = None, *, rows: int = 1, **changes: Any) -> Ac
         console=_plain(),
     )
     return prepared.dataset.accounting
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    data: str | Path | None = None,
+    metrics: Sequence[str] = (),
+    limit: int | None = None,
+) -> Evaluation:
+    """Judge adapter and base on the rows that `run` held out, or on `data`, as `myna eval` does.
+
+    `metrics` are named as there (`exact_match`, `regex:PATTERN`, `FILE.py:FUNCTION` …); none: the
+    run's own, or exact match and chrF. `limit` takes so many rows, the first. Prints the tables and
+    writes evaluation.json. Raises ConfigError for what is no finished run or metric, DataError for
+    rows that cannot be judged.
+    """
+    limit_kernel_cache()
+    options = eval_command.Options(
+        data=None if data is None else str(data), metrics=tuple(metrics), limit=limit
+    )
+    path = run.path if isinstance(run, Run) else Path(run)
+    return eval_command.run(path, options, console=_plain())
 
 
 def open_speaker(source: Run | str | Path | None = None, *, system: str | None = None) -> Speaker:

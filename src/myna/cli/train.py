@@ -61,7 +61,7 @@ from myna.models.frozen import fuse_frozen
 from myna.models.load import fingerprint_of, load_config, load_model
 from myna.report.trackers import TrackedRun, check_trackers, tracked
 from myna.run_dir import RunDir, next_free
-from myna.training.checkpoint import State, checkpoint_bytes, latest_checkpoint
+from myna.training.checkpoint import Checkpoint, State, checkpoint_bytes, latest_checkpoint
 from myna.training.computation import FILLED_TO, Computation, choose_computation, compile_layers
 from myna.training.events import EventLog
 from myna.training.fit import FitResult, FitSettings, fit
@@ -106,119 +106,108 @@ def run(
     Raises ConfigError where the directory holds a run with other settings or
     data that `options` does not allow to change.
     """
-    config = resolved.config
     output = output_of(resolved)
     directory = RunDir(next_free(output) if options.fresh else output)
-    resolved = resolved.with_output(directory.path)
     group = join_group()
     if not group.is_first:
         console = Console(quiet=True)
-    writes = group.writes(on_each_node=config.train.save_on_each_node)
+    job = _Job(resolved.with_output(directory.path), directory, group, console, options)
     if options.trust_remote_code:
-        warn_of_remote_code(config.model, console)
+        warn_of_remote_code(job.config.model, console)
     try:
         with ExitStack() as stack:
-            if writes and not options.dry_run:
+            if job.writes:
                 stack.enter_context(directory.locked())
             group.wait()
             changes: list[Change] = []
             if directory.config.exists():
-                changes = changed_settings(directory, config, options.allow_change)
+                changes = changed_settings(directory, job.config, options.allow_change)
             if directory.adapter.is_dir() and not changes:
                 console.print(f"{short(directory.path)} is finished; nothing was changed.")
                 result = None
             else:
-                result = _train(resolved, directory, group, console, options, changes)
+                result = _train(job, changes)
     finally:
         group.close()
-    if result is not None and writes:
+    if result is not None and job.writes:
         draw_pictures(directory, console)
     if not options.dry_run:
         show_result(directory, console)
     return FinishedRun(directory, result)
 
 
-def _train(
-    resolved: ResolvedConfig,
-    directory: RunDir,
-    group: Group,
-    console: Console,
-    options: Options,
-    changes: list[Change],
-) -> FitResult | None:
+@dataclass(frozen=True)
+class _Job:
+    """What is asked for, and where it happens."""
+
+    resolved: ResolvedConfig
+    directory: RunDir
+    group: Group
+    console: Console
+    options: Options
+
+    @property
+    def config(self) -> Config:
+        """The settings."""
+        return self.resolved.config
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes into the run directory."""
+        each_node = self.config.train.save_on_each_node
+        return self.group.writes(on_each_node=each_node) and not self.options.dry_run
+
+
+def _train(job: _Job, changes: list[Change]) -> FitResult | None:
     """One run from its rows to its adapter; what ends it badly is in its events."""
-    config = resolved.config
-    writes = group.writes(on_each_node=config.train.save_on_each_node)
     try:
-        result = _train_told(resolved, directory, group, console, options, changes)
+        result = _train_told(job, changes)
     except (MynaError, MemoryError) as error:
-        if writes and directory.events.exists() and not options.dry_run:
+        if job.writes and job.directory.events.exists():
             kind = "stop" if isinstance(error, Interrupted) else "error"
-            with EventLog(directory.events) as events:
+            with EventLog(job.directory.events) as events:
                 events.emit(kind, message=str(error), exit_code=getattr(error, "exit_code", 1))
-        _tell_somebody(config, directory, group, console, options, "failed", str(error))
+        _tell_somebody(job, "failed", str(error))
         raise
-    _tell_somebody(config, directory, group, console, options, "finished", "")
+    _tell_somebody(job, "finished", "")
     return result
 
 
-def _tell_somebody(
-    config: Config,
-    directory: RunDir,
-    group: Group,
-    console: Console,
-    options: Options,
-    outcome: str,
-    message: str,
-) -> None:
-    if config.notify is None or not group.is_first or options.dry_run:
+def _tell_somebody(job: _Job, outcome: str, message: str) -> None:
+    if job.config.notify is None or not job.group.is_first or job.options.dry_run:
         return
-    told = {"run": str(directory.path), "outcome": outcome, "message": message}
-    if fault := notify(config.notify, told):
-        console.print(f"[yellow]warning:[/] {fault}")
+    told = {"run": str(job.directory.path), "outcome": outcome, "message": message}
+    if fault := notify(job.config.notify, told):
+        job.console.print(f"[yellow]warning:[/] {fault}")
 
 
-def _train_told(
-    resolved: ResolvedConfig,
-    directory: RunDir,
-    group: Group,
-    console: Console,
-    options: Options,
-    changes: list[Change],
-) -> FitResult | None:
-    config = resolved.config
-    writes = group.writes(on_each_node=config.train.save_on_each_node)
+def _train_told(job: _Job, changes: list[Change]) -> FitResult | None:
+    config, directory, console = job.config, job.directory, job.console
 
     check_init(config.lora.init, config.lora.rank)
     metrics = parse_metrics(config.train.metrics)
     check_trackers(config.report_to)
-    prepared = prepare_rows(config, trust_remote_code=options.trust_remote_code, console=console)
-    of_base = load_config(config.model, trust_remote_code=options.trust_remote_code)
+    remote_code = job.options.trust_remote_code
+    prepared = prepare_rows(config, trust_remote_code=remote_code, console=console)
+    of_base = load_config(config.model, trust_remote_code=remote_code)
     if (note := quantised_note(of_base)) is not None:
         console.print(f"[yellow]note:[/] {note}", soft_wrap=True)
-    base = fingerprint_of(config.model, trust_remote_code=options.trust_remote_code)
+    base = fingerprint_of(config.model, trust_remote_code=remote_code)
     identity = prepared.hashes | {"base": base} | versions()
     if directory.config.exists() and directory.data.exists():
-        changes += changed_inputs(directory, identity, options.allow_change)
+        changes += changed_inputs(directory, identity, job.options.allow_change)
     console.print(preview(prepared.dataset, max_length=prepared.encoder.max_length))
     train_rows, held_out_rows = split_held_out(
         prepared.dataset.examples, config.held_out, config.train.seed
     )
-    built = _build(config, directory, group, prepared, base, options)
-    device, injected = built.device, built.injected
+    built = _build(job, prepared, base)
     settings = _fit_settings(config.train, metrics)
     draws = Draws.of(train_rows)
     total_steps = settings.total_steps(draws.num_rows)
-
-    notes = [*prepared.loaded.special.notes, *built.notes, *injected.warnings]
+    notes = [*prepared.loaded.special.notes, *built.notes, *built.injected.warnings]
     if total_steps < FEW_STEPS:
         notes.append(f"only {total_steps} steps: more epochs may be needed to hear a difference")
-    console.print(injected.table())
-    console.print(injected.summary)
-    console.print(f"computing on {built.compute.device}, {built.compute.reason}")
-    console.print(f"rows are computed in {built.how}")
-    for note in notes:
-        console.print(f"[yellow]note:[/] {note}")
+    _say_what_is_trained(console, built, notes)
     console.print(
         f"{total_steps:,} steps of {settings.batch_size} rows "
         f"({steps_per_epoch(draws.num_rows, settings.batch_size):,} per epoch), "
@@ -227,29 +216,14 @@ def _train_told(
     )
 
     warnings = [f"changed by --allow-change: {change}" for change in changes]
-    checkpoint = None
-    if not options.dry_run:
-        checkpoint = latest_checkpoint(
-            directory.checkpoints, warnings.append, stored_identity(directory)
-        )
-    if not group.agrees(0 if checkpoint is None else checkpoint.state.step, device):
-        raise ConfigError(
-            f"{directory.path}: the machines of this run have different checkpoints.\n"
-            "  Use a directory that all of them share, or train with save_on_each_node: true; to "
-            "begin anew, use --fresh on all."
-        )
-    if checkpoint is not None:
-        warnings += differences(checkpoint.state.environment, environment())
-    plans = [MemoryPlan(**plan) for plan in stored_memory_plans(directory)]
-    if plans and plans[0].unit != built.computation.unit:
-        warnings.append("rows are computed in another way than before; resumed, not bit-identical")
-        plans = []
-    measures = not group.agrees(len(plans), device) or not plans
+    checkpoint = _checkpoint(job, built.device, warnings)
+    plans = _stored_plans(job, built, warnings)
+    measures = not plans
     if measures:
-        plans = [_planned(built, train_rows, draws, settings, config, group)]
+        plans = [_planned(job, built, train_rows, draws, settings)]
     console.print(f"memory: {plans[0]}")
     judge = _judge(built, prepared, config, held_out_rows, metrics) if metrics else None
-    if options.dry_run:
+    if job.options.dry_run:
         console.print("dry run: it ends before step 1, and nothing was written")
         return None
     measured = {
@@ -259,15 +233,15 @@ def _train_told(
         "reason": built.compute.reason,
         "computation": built.how,
         "memory": plans[0].to_json(),
-        "prepacked": _prepack(built, directory, plans[0], group, console),
+        "prepacked": _prepack(job, built, plans[0]),
     }
-    if writes:
-        directory.check_room(checkpoint_bytes(injected.model))
-    if (measures or changes) and writes:
+    if job.writes:
+        directory.check_room(checkpoint_bytes(built.injected.model))
+    if (measures or changes) and job.writes:
         accounting = prepared.dataset.accounting.to_json()
         set_adapter_aside(directory)
         write_sample(directory.sample, train_rows, prepared.dataset.tokenizer)
-        write_description(directory, resolved, accounting, identity, measured)
+        write_description(directory, job.resolved, accounting, identity, measured)
     first_step = 1 if checkpoint is None else checkpoint.state.step + 1
     display = TrainingDisplay(
         console,
@@ -275,14 +249,14 @@ def _train_told(
         first_step=first_step,
         logging_steps=config.train.logging_steps,
     )
-    listeners = [display, replans_noted(directory)] if writes else [display]
-    trackers = config.report_to if group.is_first else []
+    listeners = [display, replans_noted(directory)] if job.writes else [display]
+    trackers = config.report_to if job.group.is_first else []
     run = TrackedRun(directory.path, str(measured["run"]), flatten(config), first_step)
     with (
-        EventLog(directory.events if writes else None, *listeners) as events,
+        EventLog(directory.events if job.writes else None, *listeners) as events,
         tracked(trackers, run, events),
         signals_noted(console) as stop,
-        failing_allocations(device.type),
+        failing_allocations(built.device.type),
         display,
     ):
         events.emit(
@@ -290,11 +264,11 @@ def _train_told(
             version=__version__,
             torch=torch.__version__,
             model=config.model,
-            model_type=injected.model.config.model_type,
-            trainable=injected.trainable,
-            parameters=injected.total,
+            model_type=built.injected.model.config.model_type,
+            trainable=built.injected.trainable,
+            parameters=built.injected.total,
             total_steps=total_steps,
-            processes=group.size,
+            processes=job.group.size,
             train_rows=len(train_rows),
             held_out_rows=len(held_out_rows),
             notes=[*prepared.dataset.notes, *notes],
@@ -307,29 +281,71 @@ def _train_told(
             events.emit("resume", step=checkpoint.state.step)
             console.print(f"going on after step {checkpoint.state.step}")
         result = fit(
-            injected.model,
+            built.injected.model,
             train_rows,
             held_out_rows,
             settings,
             computation=built.computation,
             checkpointing=config.train.checkpointing,
             plans=plans,
-            device=device,
+            device=built.device,
             events=events,
             checkpoints=directory.checkpoints,
             resume=checkpoint,
-            group=group,
-            writes=writes,
+            group=job.group,
+            writes=job.writes,
             stop=stop,
             beginning=State(0, run=str(measured["run"]), environment=environment()),
             evaluate=judge,
         )
-        if writes:
+        if job.writes:
             write_adapter(
-                directory, config, prepared, injected.model, injected.initial, base, built.forced
+                directory,
+                config,
+                prepared,
+                built.injected.model,
+                built.injected.initial,
+                base,
+                built.forced,
             )
         events.emit("end", step=result.step, best_step=result.best_step, best_loss=result.best_loss)
     return result
+
+
+def _say_what_is_trained(console: Console, built: "_Built", notes: Sequence[str]) -> None:
+    console.print(built.injected.table())
+    console.print(built.injected.summary)
+    console.print(f"computing on {built.compute.device}, {built.compute.reason}")
+    console.print(f"rows are computed in {built.how}")
+    for note in notes:
+        console.print(f"[yellow]note:[/] {note}")
+
+
+def _checkpoint(job: _Job, device: torch.device, warnings: list[str]) -> Checkpoint | None:
+    """The newest whole one, the same on all machines; `warnings` gets what is to be told of it."""
+    directory, checkpoint = job.directory, None
+    if not job.options.dry_run:
+        checkpoint = latest_checkpoint(
+            directory.checkpoints, warnings.append, stored_identity(directory)
+        )
+    if not job.group.agrees(0 if checkpoint is None else checkpoint.state.step, device):
+        raise ConfigError(
+            f"{directory.path}: the machines of this run have different checkpoints.\n"
+            "  Use a directory that all of them share, or train with save_on_each_node: true; to "
+            "begin anew, use --fresh on all."
+        )
+    if checkpoint is not None:
+        warnings += differences(checkpoint.state.environment, environment())
+    return checkpoint
+
+
+def _stored_plans(job: _Job, built: "_Built", warnings: list[str]) -> list[MemoryPlan]:
+    """The memory plans that the run began with; [] where it has none that all machines can use."""
+    plans = [MemoryPlan(**plan) for plan in stored_memory_plans(job.directory)]
+    if plans and plans[0].unit != built.computation.unit:
+        warnings.append("rows are computed in another way than before; resumed, not bit-identical")
+        plans = []
+    return plans if job.group.agrees(len(plans), built.device) else []
 
 
 @dataclass(frozen=True)
@@ -346,23 +362,17 @@ class _Built:
     """Fingerprint of the base that the adapter was trained on before, where that is another."""
 
 
-def _build(
-    config: Config,
-    directory: RunDir,
-    group: Group,
-    prepared: Prepared,
-    base_fingerprint: str,
-    options: Options,
-) -> _Built:
-    compute = stored_compute(directory) or choose_compute(config.device, config.dtype)
+def _build(job: _Job, prepared: Prepared, base_fingerprint: str) -> _Built:
+    config = job.config
+    compute = stored_compute(job.directory) or choose_compute(config.device, config.dtype)
     device = torch.device(
-        f"cuda:{group.local_rank}" if compute.device == "cuda" else compute.device
+        f"cuda:{job.group.local_rank}" if compute.device == "cuda" else compute.device
     )
     notes: list[str] = []
     forced = None
     if config.lora.start_from is not None:
         found = read_adapter(_adapter_folder(config.lora.start_from))
-        told = check_origin(found, base=base_fingerprint, force=options.force_base)
+        told = check_origin(found, base=base_fingerprint, force=job.options.force_base)
         if told and found.metadata is not None:
             notes += told
             forced = found.metadata.base_fingerprint
@@ -370,7 +380,7 @@ def _build(
         config.model,
         dtype=getattr(torch, compute.dtype),
         device=device,
-        trust_remote_code=options.trust_remote_code,
+        trust_remote_code=job.options.trust_remote_code,
     )
     notes += base.notes
     injected = _inject(base.model, config.lora, config.train.seed)
@@ -396,12 +406,7 @@ def _build(
 
 
 def _planned(
-    built: _Built,
-    train_rows: Examples,
-    draws: Draws,
-    settings: FitSettings,
-    config: Config,
-    group: Group,
+    job: _Job, built: _Built, train_rows: Examples, draws: Draws, settings: FitSettings
 ) -> MemoryPlan:
     """The memory plan, by trials before step 1."""
     rows_by_step = rows_of_steps(
@@ -417,26 +422,24 @@ def _planned(
             built.computation,
             train_rows,
             (rows for _, _, rows in rows_by_step),
-            checkpointing=config.train.checkpointing,
+            checkpointing=job.config.train.checkpointing,
             device=built.device,
-            group=group,
+            group=job.group,
         )
 
 
-def _prepack(
-    built: _Built, directory: RunDir, plan: MemoryPlan, group: Group, console: Console
-) -> dict[str, Any]:
+def _prepack(job: _Job, built: _Built, plan: MemoryPlan) -> dict[str, Any]:
     """Prepack the weights if that is measured to be worth it, or was when the run began."""
     model = built.injected.model
-    prepacked = stored_prepacking(directory)
+    prepacked = stored_prepacking(job.directory)
     tokens = plan.largest_piece or plan.limit
     if prepacked is None:
         free = (plan.budget_bytes or 0) - (plan.expected_peak_bytes or 0)
         use, why = prepacking(model, tokens, free)
-        prepacked = {"use": not group.any(not use, built.device), "reason": why}
+        prepacked = {"use": not job.group.any(not use, built.device), "reason": why}
     if prepacked["use"]:
         prepack_weights(model, tokens)
-        console.print(prepacked["reason"])
+        job.console.print(prepacked["reason"])
     return prepacked
 
 
