@@ -22,6 +22,7 @@ from myna.config_file import load_config
 from myna.errors import ConfigError
 from myna.lora.adapter_file import METADATA_FILE, AdapterInfo, AdapterMetadata, read_adapter
 from myna.models.source import read_json
+from myna.report.amounts import duration
 from myna.run_dir import RunDir, write_file
 from myna.training.events import read_events
 
@@ -268,7 +269,7 @@ def _training(config: Config, events: Sequence[Event], plan: Mapping[str, Any]) 
         if config.train.keep_best:
             rows.append(("the adapter is that of step", f"{best['step']:,}"))
     rows += [
-        ("time of the steps", _duration(sum(step["seconds"] for step in steps))),
+        ("time of the steps", duration(sum(step["seconds"] for step in steps))),
         ("computed on", f"{plan['device']} in {plan['dtype']}"),
         ("peak memory", f"{max(step['peak_memory_bytes'] for step in steps) / 1e9:.1f} GB"),
     ]
@@ -278,14 +279,6 @@ def _training(config: Config, events: Sequence[Event], plan: Mapping[str, Any]) 
 def _mean_loss(steps: Sequence[Event]) -> float:
     trained = sum(step["trained_tokens"] for step in steps)
     return float(sum(step["loss"] * step["trained_tokens"] for step in steps) / trained)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
 def _judgement(found: Mapping[str, Any]) -> str:
