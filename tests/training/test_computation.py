@@ -200,11 +200,9 @@ def test_filled_packs_have_the_same_gradients(name: str) -> None:
 @pytest.mark.parametrize("multiple", [1, 16])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-def test_compiled_layers_have_the_same_gradients(
-    dropout: float, multiple: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # torch keeps what it compiled as pickles: as if it were for the first time.
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+# torch keeps what it compiled as pickles: as if it were for the first time.
+@torch._inductor.config.patch(force_disable_caches=True)
+def test_compiled_layers_have_the_same_gradients(dropout: float, multiple: int) -> None:
     model = tiny("Llama").train()
     for module in model.modules():
         if isinstance(module, peft.tuners.lora.Linear):
