@@ -35,6 +35,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from myna.data.conversation import Message
 from myna.device import memory_available
 from myna.inference.generate import Sampling, answer_together
+from myna.inference.server.by_request import attend_by_request
 from myna.inference.speaker import Speaker
 from myna.models.load import context_length, quiet_transformers
 
@@ -103,6 +104,7 @@ class Continuous:
     def _open(self, settings: GenerationConfig, batch: int, *, sampled: bool) -> Any:
         if not hasattr(ContinuousBatchingManager, "pause"):  # 5.17 has none
             raise Unfit("this version of transformers cannot pause its engine; update it")
+        attend_by_request()
         model: Any = self._model
         settings = copy.deepcopy(settings)
         if sampled:

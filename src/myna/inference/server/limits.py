@@ -31,7 +31,7 @@ class Limits:
     """Answers that wait for their turn; a request whose answers would be more is answered 429."""
     retry_seconds: int = 1
     """What `Retry-After` says with 429 and 503."""
-    batch: int = 32
+    batch: int = 64
     """Answers computed at once."""
     turn_seconds: float = 1.0
     """How long one adapter's requests go on being admitted while those of another one wait."""
