@@ -87,21 +87,25 @@ def measure_demo(runs: int) -> dict[str, object]:
 def measure_first_token(runs: int) -> dict[str, object]:
     """`myna chat --prompt` on the demo's adapter, each time in a new process.
 
-    Seconds to the first character of the answer, and those (of one more run, which tracing slows)
-    in which Python imports what takes most of them. The adapter is trained first, for a few steps.
+    Seconds to the first character of the answer; in turn with them those of a program that imports
+    the model's class and peft and does nothing; and those (of one more run, which tracing slows) in
+    which Python imports what takes most of them. The adapter is trained first, for a few steps.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = str(Path(folder) / "demo")
         example = str(ROOT / "examples" / "demo.yaml")
         seconds([*MYNA, "train", example, f"output={run}", "train.max_steps=20"])
         command = [*MYNA, "chat", run, "--prompt", "What is the capital of Italy?"]
-        samples = [first_character(command) for _ in range(runs + 1)][1:]  # files are in memory
+        bare = [sys.executable, "-c", "from transformers import LlamaForCausalLM; import peft"]
+        pairs = [(first_character(command), seconds(bare)[0]) for _ in range(runs + 1)]
+        samples, imports = zip(*pairs[1:], strict=True)  # files are in memory
         traced = [sys.executable, "-X", "importtime", *command[1:]]
         trace = subprocess.run(traced, capture_output=True, text=True, check=True).stderr
     found = re.findall(r"^import time:\s*\d+ \|\s*(\d+) \|\s*([\w.]+)$", trace, re.MULTILINE)
     took = {name: int(microseconds) / 1e6 for microseconds, name in found}
     return {
-        "first_token_seconds": summary(samples),
+        "first_token_seconds": summary(list(samples)),
+        "importing_transformers_and_peft_seconds": summary(list(imports)),
         "import_seconds": {name: took[name] for name in IMPORTED if name in took},
     }
 

@@ -8,6 +8,7 @@
     batching     the engine: one model in memory, one thread that computes
     continuous   transformers' continuous batching, where it agrees with the model's own answers
     by_request   its attention on a CPU: each request over its own keys
+    threads      how many compute on a CPU
     replies      what a client is answered, as JSON and as server-sent events
     guards       what is refused before a request is read: keys, hosts, sizes
     metrics      counters as Prometheus reads them

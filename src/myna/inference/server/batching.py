@@ -46,6 +46,7 @@ from myna.inference.server.engine import (
 from myna.inference.server.limits import Limits
 from myna.inference.server.names import BASE, Runs
 from myna.inference.server.stop_text import StopText
+from myna.inference.server.threads import leave_a_core
 from myna.inference.server.turns import Turns
 from myna.inference.speaker import SharedBase, Speaker, open_speakers
 from myna.inference.text_stream import TextStream
@@ -70,7 +71,8 @@ def open_engine(
 ) -> "BatchingEngine":
     """Load what `runs` names and start to compute; `close` it in any case.
 
-    `note` is told, in a sentence, what the person who runs it should know, then and later.
+    `note` is told, in a sentence, what the person who runs it should know, then and later. The
+    process computes with a thread fewer from here on where `leave_a_core` finds that to be better.
 
     Raises ConfigError as `open_speakers` does.
     """
@@ -82,6 +84,10 @@ def open_engine(
         trust_remote_code=trust_remote_code,
         force_base=force_base,
     )
+    some = shared.base or next(iter(shared.speakers.values()))
+    told = leave_a_core(some.model)
+    if told is not None and note is not None:
+        note(told)
     return BatchingEngine(shared, limits or Limits(), note=note)
 
 
