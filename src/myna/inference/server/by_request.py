@@ -2,8 +2,8 @@
 
 transformers' engine lays the requests of a step behind one another, multiplies all their queries
 with all their keys, repeated for grouped heads, and masks what is another request's: work that
-grows with the square of the number of requests. On CUDA its flash kernels do not; on a CPU there is
-nothing but that. Owns the products alone: cache, pages and masks are the engine's.
+grows with the square of the number of requests. Its flash kernels do not, but a CPU has none. Owns
+the products alone: cache, pages and masks are the engine's.
 """
 
 # mypy: untyped-calls-exclude="transformers"

@@ -22,9 +22,10 @@ _TRIALS = 5
 def leave_a_core(model: PreTrainedModel) -> str | None:
     """Compute with a thread fewer from now on where that costs little; returns a sentence then.
 
-    Threads that are there already keep their number. On two cores the second thread halved what a
-    model of 3 million parameters answers (benchmarks/README.md, Serving). Nothing is changed on
-    other devices, with one thread (`OMP_NUM_THREADS=1`), and for models whose step is long.
+    Threads that are there already keep their number. On two cores, a model of 3 million
+    parameters answered 495 tokens a second with both and 850 with one (benchmarks/README.md).
+    Nothing is changed on other devices, with one thread (`OMP_NUM_THREADS=1`), and for models whose
+    step is long.
     """
     threads = torch.get_num_threads()
     if model.device.type != "cpu" or threads == 1:
