@@ -1,5 +1,6 @@
 """Against softmax over an explicit (T, T) mask, made from the tree's definition in float64."""
 
+import dataclasses
 import random
 from collections.abc import Callable
 
@@ -280,6 +281,29 @@ def test_the_flash_path_with_a_stand_in_for_the_kernel(
     monkeypatch.setattr(attention, "_serves_varlen", lambda *_: True)
     monkeypatch.setattr(attention, "_varlen_kernel", lambda: flash)
     agree(tree, window=window)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_torchs_own_flash_kernel_takes_what_a_tree_gives_it(window: int | None) -> None:
+    """As far as shapes, dtypes and arguments go, forward and backward: nothing is computed."""
+    varlen = attention._varlen_kernel()
+    if varlen is None:
+        pytest.skip("this torch's varlen_attn lacks what a tree needs")
+    layout = layout_of(THREE_LEVELS)
+    plan = layout.varlen(window)
+    moved = {
+        field.name: value.to("meta")
+        for field in dataclasses.fields(plan)
+        if isinstance(value := getattr(plan, field.name), torch.Tensor)
+    }
+    given_ = [
+        torch.empty(n, heads, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        for n, heads in ((layout.num_tokens, 4), (len(plan.keys), 2), (len(plan.keys), 2))
+    ]
+    out = attention._run_varlen(varlen, given_, dataclasses.replace(plan, **moved), 0.125, window)
+    assert out.shape == given_[0].shape
+    found = torch.autograd.grad(out, given_, torch.empty_like(out))
+    assert [x.shape for x in found] == [x.shape for x in given_]
 
 
 def test_flash_is_for_half_precision_on_cuda_without_cap() -> None:
