@@ -40,8 +40,10 @@ def test_what_does_not_go_together(tiny_model: Path, tmp_path: Path) -> None:
         return str(caught.value)
 
     assert told(tmp_path / "bird") == (
-        f"{tmp_path / 'bird'}: expected the name of a file that ends in .gguf."
+        f"{tmp_path / 'bird'}: expected the name of a file that ends in .gguf.\n"
+        f"  Use {tmp_path / 'bird.gguf'}, for example."
     )
+    assert told(tmp_path).endswith(f"  Use {tmp_path / 'model.gguf'}, for example.")
     assert told(tmp_path / "bird", to="ollama", adapter_only=True) == (
         "--adapter-only with --to ollama: which model of Ollama's would be this base is not known "
         "here.\n  Use --to gguf, and name the file in an ADAPTER line of your Modelfile."
@@ -55,7 +57,7 @@ def test_the_commands_words(tmp_path: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(app, ["export", "x", str(tmp_path / "y"), "--to", "gguf"])
     assert isinstance(done.exception, ConfigError)
-    assert str(done.exception).endswith("y: expected the name of a file that ends in .gguf.")
+    assert "y: expected the name of a file that ends in .gguf.\n" in str(done.exception)
     done = runner.invoke(app, ["merge", "x", str(tmp_path / "y")])
     assert isinstance(done.exception, ConfigError)
     assert str(done.exception).startswith("x: neither a run (no adapter/) nor an adapter")

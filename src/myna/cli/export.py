@@ -30,7 +30,10 @@ def run(
     Raises ConfigError where the other program would read something else than was trained.
     """
     if to == "gguf" and out.suffix != ".gguf":
-        raise ConfigError(f"{out}: expected the name of a file that ends in .gguf.")
+        file = out / "model.gguf" if out.is_dir() else out.with_name(out.name + ".gguf")
+        raise ConfigError(
+            f"{out}: expected the name of a file that ends in .gguf.\n  Use {file}, for example."
+        )
     if to == "ollama" and adapter_only:
         raise ConfigError(
             "--adapter-only with --to ollama: which model of Ollama's would be this base is not "
