@@ -61,9 +61,9 @@ def test_measuring_leaves_the_number_of_threads():
 
 def test_a_choice_is_measured_once():
     gemm_rate("cpu", "bfloat16")
-    start = time.perf_counter()
+    measured = gemm_rate.cache_info().misses
     gemm_rate("cpu", "bfloat16")
-    assert time.perf_counter() - start < 0.001
+    assert gemm_rate.cache_info().misses == measured
 
 
 def test_a_wish_is_obeyed():

@@ -225,7 +225,7 @@ def test_what_cannot_be_asked_names_the_parameter(client: OpenAI) -> None:
 
 
 def test_a_client_that_leaves_frees_its_work(served: Served, client: OpenAI) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     stream = ask(client, "base", "Tell me", max_tokens=100, temperature=2.0, stream=True)
     next(iter(stream))
     stream.close()

@@ -137,7 +137,7 @@ def test_bodies_are_bounded_together(served: Served) -> None:
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000\r\n"
             b"Content-Type: application/json\r\n\r\n" + b"x" * 1_900
         )
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         status = None
         while status != 503 and time.monotonic() < deadline:
             status, said, response = request(address, "POST", path, body, **kind)
