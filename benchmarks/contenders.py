@@ -8,7 +8,8 @@ warm-up, the loss of a step normalised by all its trained tokens, no logging, no
 
     tutorial   the published recipe: Trainer + peft, 8 x 2 rows, checkpointing; float32 on a CPU,
                where its float16 is hundreds of times slower, bfloat16 on CUDA
-    peft       Trainer + peft, bfloat16, no checkpointing, in the variant that is fastest here
+    peft       Trainer + peft, no checkpointing, in the variant that is fastest here; bfloat16
+               where the machine is faster in it
     trl        SFTTrainer likewise; on CUDA with its padding-free batches where flash attention is
     liger      peft's contender with Liger's kernels (CUDA)
     unsloth    Unsloth's model under trl's trainer (CUDA)

@@ -159,7 +159,13 @@ def shapes_of_step(
 
 
 def measure_ceiling(
-    sizes: Sizes, positions: int, supervised: int, *, device: str, seconds_each: float = 0.3
+    sizes: Sizes,
+    positions: int,
+    supervised: int,
+    dtypes: Sequence[str],
+    *,
+    device: str,
+    seconds_each: float = 0.3,
 ) -> dict[str, Any]:
     """FLOP/s of matrix products at the process's number of threads, median within `seconds_each`.
 
@@ -173,8 +179,8 @@ def measure_ceiling(
     squares = (1024, 2048, 4096) if device == "cpu" else (4096, 8192)
     squares = squares if seconds_each else (128,)
     result: dict[str, Any] = {"square": {}, "shapes": {}, "own": {}}
-    for dtype in (torch.bfloat16, torch.float32):
-        name = str(dtype).removeprefix("torch.")
+    for name in dtypes:
+        dtype = getattr(torch, name)
         result["square"][name] = max(
             2 * size**3 / _seconds(size, size, size, dtype, device, "forward", seconds_each)
             for size in squares

@@ -10,15 +10,17 @@ Owns the order of things and what is made of the outcomes. For each workload and
    float32 one. Otherwise the program names contender, step and both numbers, and ends without a
    timing.
 2. transformers + peft and trl take a short run of each of their variants (layout of micro-batches,
-   then format of the adapter); the fastest goes on.
+   then format of the adapter); the fastest goes on. Base weights are bfloat16 where this machine
+   multiplies them faster than float32, as `dtype: auto` finds out, else float32, for everybody.
 3. Rounds: the matrix-product ceiling, then each contender in turn, each in a fresh process, so that
    the peak of memory is its own. The first step is not counted, for anybody: it warms caches up.
 
 Figures: a step's time is the median over the rounds; rates are rows, real tokens (padding and
 sharing change nothing) and trained tokens of the counted steps over the sum of these medians.
 Start-up, loading and checks included, is told apart. The fraction of the limit is the time that the
-FLOPs of `limit.py` take at the measured bfloat16 ceiling (large squares; beside it, the step's own
-shapes) over the time taken: with shared prefixes, and `unshared` for those who compute each row.
+FLOPs of `limit.py` take at the ceiling measured in that format (large squares; beside it, the
+step's own shapes) over the time taken: with shared prefixes, and `unshared` for those who compute
+each row.
 `results/reference_job.json` keeps everything with all samples; `--picture` draws it. Contenders
 for CUDA are written but unmeasured.
 
@@ -40,10 +42,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Never
 
+import torch
+
 from contenders import Job, Outcome, missing, run_job
 from limit import Sizes, limit_flops, measure_ceiling, shared_counts, unshared_counts
 from myna.data.loader import num_targets
-from myna.device import memory_total, processor
+from myna.device import choose_compute, memory_total, processor
 from picture import draw
 from workloads import (
     WORKLOADS,
@@ -85,6 +89,8 @@ class Bench:
     warm_up: int
     threads: int
     device: str
+    dtype: str
+    """Of the base weights, but for the tutorial's on a CPU."""
     tiny: bool
 
     def job(self, contender: str, **changes: Any) -> Job:
@@ -94,7 +100,7 @@ class Bench:
             contender=contender,
             folder=str(self.folder),
             dropout=0.0,
-            dtype="float32" if contender == "tutorial" and on_cpu else "bfloat16",
+            dtype="float32" if contender == "tutorial" and on_cpu else self.dtype,
             num_rows=len(self.rows),
             batch_size=self.workload.batch_size,
             num_steps=self.num_steps,
@@ -217,7 +223,9 @@ def best_job(bench: Bench, job: Job, reference: Outcome) -> tuple[Job, dict[str,
     best = min(layouts, key=times.__getitem__)
     if times[best] == math.inf:
         fail(f"no variant of {job.contender} ran: {tried}")
-    others = [replace(best, adapter=adapter) for adapter in ADAPTERS]
+    # Beside float32 weights, half of a float32 adapter's bits save nothing.
+    adapters = ADAPTERS if job.dtype == "bfloat16" else ()
+    others = [replace(best, adapter=adapter) for adapter in adapters]
     times |= {variant: seconds(variant) for variant in others}
     best = min(times, key=times.__getitem__)
     return best, tried
@@ -252,16 +260,17 @@ def run_league(bench: Bench, names: Sequence[str], dropout: float, rounds: int) 
             outcome = bench.must_run(job)
             check_run(bench, job, outcome, reference)
             outcomes[name].append(outcome)
-    peak = max(ceiling["square"]["bfloat16"] for ceiling in ceilings)
-    own_peak = statistics.median(ceiling["own"]["bfloat16"] for ceiling in ceilings)
+    peak = max(ceiling["square"][bench.dtype] for ceiling in ceilings)
+    own_peak = statistics.median(ceiling["own"][bench.dtype] for ceiling in ceilings)
     record = {
         "title": workload.title,
         "dropout": dropout,
-        "device": device_name(bench.device),
+        "device": device_name(bench.device, bench.dtype),
         "command": command(),
         "date": time.strftime("%Y-%m-%d"),
         "hardware": {
             "processor": processor().name,
+            "instructions": torch.backends.cpu.get_cpu_capability(),
             "cores": os.cpu_count(),
             "memory_bytes": memory_total(),
         },
@@ -324,6 +333,7 @@ def measure(bench: Bench, work: Mapping[str, list[int]]) -> dict[str, Any]:
         "_ceiling",
         {
             "sizes": asdict(bench.workload.shape.sizes),
+            "dtypes": sorted({bench.dtype, "float32"}),
             "positions": round(statistics.mean(work["shared_positions"])),
             "supervised": round(statistics.mean(work["shared_supervised"])),
             "threads": bench.threads,
@@ -429,7 +439,7 @@ def report(bench: Bench, record: Mapping[str, Any]) -> None:
     Console(width=160).print(table)
     say(
         f"  the first {record['warm_up_steps']} step(s) of every run are not counted; losses "
-        f"agreed within {EXACT_LOSS:g} in float32 and {ENVELOPE:.0%} in bfloat16"
+        f"agreed within {EXACT_LOSS:g} when checked and {ENVELOPE:.0%} when timed"
     )
     for name, entry in entries.items():
         for note in entry["notes"]:
@@ -467,11 +477,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device_name(device: str) -> str:
+def device_name(device: str, dtype: str) -> str:
+    """The machine's kind, by which results are kept apart."""
     if device == "cpu":
-        return "cpu"
-    import torch
-
+        return "cpu" if dtype == "bfloat16" else f"cpu, {dtype}"
     return torch.cuda.get_device_name(torch.device(device))
 
 
@@ -520,6 +529,7 @@ def prepare(options: argparse.Namespace, name: str, folder: Path) -> Bench:
         warm_up,
         options.threads,
         options.device,
+        "bfloat16" if on_cuda else choose_compute("cpu", "auto").dtype,
         options.shape == "tiny",
     )
 
@@ -565,20 +575,18 @@ def main() -> None:
                 rounds = options.rounds or bench.workload.rounds
                 store(options.results, run_league(bench, names, dropout, rounds), name)
     if options.picture:
-        device = device_name(options.device)
-        draw(options.results, options.picture, device=device)
+        draw(options.results, options.picture, device=device_name(options.device, "bfloat16"))
         say(f"drawn: {options.picture}")
 
 
 def ceiling_entry(asked: Path, answer: Path) -> None:
-    import torch
-
     given = json.loads(asked.read_text())
     torch.set_num_threads(given["threads"])
     result = measure_ceiling(
         Sizes(**given["sizes"]),
         given["positions"],
         given["supervised"],
+        given["dtypes"],
         device=given["device"],
         seconds_each=given["seconds_each"],
     )
