@@ -8,17 +8,15 @@ reports goes through events; files of data, models and consoles are known to tho
 import contextlib
 import math
 import random
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from myna.data.loader import (
     Draws,
@@ -31,18 +29,13 @@ from myna.data.loader import (
 from myna.data.store import Example, Examples
 from myna.device import free_unused_memory, peak_memory_bytes
 from myna.distributed.group import ALONE, Group
-from myna.errors import (
-    ConfigError,
-    Interrupted,
-    NonFiniteError,
-    OutOfMemoryError,
-    StorageError,
-)
+from myna.errors import Interrupted, NonFiniteError, OutOfMemoryError, StorageError
 from myna.lora.adapter_file import load_adapter_state
 from myna.lora.inject import adapter_state
 from myna.training.checkpoint import Checkpoint, State, load_best
-from myna.training.computation import Computation, PiecesAhead
+from myna.training.computation import Computation, Piece, PiecesAhead
 from myna.training.events import EventLog
+from myna.training.health import Divergence, check_gradients_arrive
 from myna.training.memory import Checkpointing, Memory, MemoryPlan, Part, Shortage
 from myna.training.nonfinite import too_many, write_dump
 from myna.training.optimizer import (
@@ -149,16 +142,12 @@ def fit(
     """
     train_rows, held_out_rows = Examples.of(train_rows), Examples.of(held_out_rows)
     draws = Draws.of(train_rows)
-    rates = settings.learning_rates(draws.num_rows)
     optimizer = adamw(model, weight_decay=settings.weight_decay)
-    parameters = list(trainable(model).values())
     state = beginning or State(0)
-    stop = stop or StopRequest()
     if resume is not None:
         state = resume.state
         load_adapter_state(model, resume.adapter)
         load_optimizer_tensors(optimizer, model, resume.optimizer)
-    scaler = _loss_scaler(model, device, state)
     memory = Memory(
         model,
         computation,
@@ -166,215 +155,329 @@ def fit(
         checkpointing=checkpointing,
         plans=plans or [MemoryPlan(**plan) for plan in state.plans],
     )
-    result = FitResult(state.step, best_loss=state.best_loss, best_step=state.best_step)
-    result.stopped_early = _has_waited_long_enough(state, settings)
-    model.train()
-
     kept = checkpoints if writes else None
-    saving = Saving(kept, keep=settings.keep_checkpoints, every=settings.save_steps, events=events)
-
-    def save() -> None:
-        whole = replace(state, plans=[plan.to_json() for plan in memory.plans])
-        saving.begin(whole, adapter_state(model), optimizer_tensors(optimizer, model))
-
-    def plan_smaller(step: int, part: Part, size: int) -> None:
-        """Have the same again computed in less memory; every process comes here together."""
-        free_unused_memory(device.type, cycles=True)
-        (size,) = group.largest([size], device)
-        try:
-            plan = memory.shrink(step, part, size)
-        except OutOfMemoryError:
-            if state.step:
-                save()
-                saving.finish(state.step)
-            raise
-        message = f"{plan.reason}; it is repeated with the same rows: {replace(plan, reason='')}"
-        if resume is not None:
-            message += "; resumed, not bit-identical"
-        events.emit("plan", memory=plan.to_json(), step=step, part=part, message=message)
-        events.emit("warning", step=step, message=message)
-
-    steps = rows_of_steps(
-        draws,
-        settings.batch_size,
-        seed=settings.seed,
-        first_step=state.step + 1,
-        last_step=state.step if result.stopped_early else rates.total_steps,
+    run = _Run(
+        model,
+        train_rows,
+        held_out_rows,
+        settings,
+        draws=draws,
+        rates=settings.learning_rates(draws.num_rows),
+        optimizer=optimizer,
+        memory=memory,
+        saving=Saving(
+            kept, keep=settings.keep_checkpoints, every=settings.save_steps, events=events
+        ),
+        checkpoints=kept,
+        state=state,
+        is_resumed=resume is not None,
+        device=device,
+        group=group,
+        events=events,
+        stop=stop or StopRequest(),
+        evaluate=evaluate,
     )
-    share = slice(group.rank, None, group.size)
+    run.go()
+    return run.result
 
-    def leave_out(step: int, rows: Sequence[int], loss: float, grad_norm: float) -> None:
+
+@dataclass(frozen=True)
+class _Update:
+    """What came of a step."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float | None
+    """None where the weights did not move."""
+    computed_tokens: int
+
+
+@dataclass
+class _Run:
+    """What a run consists of, and how far it has come."""
+
+    model: PeftModel
+    train_rows: Examples
+    held_out_rows: Examples
+    settings: FitSettings
+    _: KW_ONLY
+    draws: Draws
+    rates: Schedule
+    optimizer: torch.optim.Optimizer
+    memory: Memory
+    saving: Saving
+    checkpoints: Path | None
+    state: State
+    is_resumed: bool
+    device: torch.device
+    group: Group
+    events: EventLog
+    stop: StopRequest
+    evaluate: Evaluate | None
+
+    def __post_init__(self) -> None:
+        """Begin where `state` stands."""
+        self.parameters = list(trainable(self.model).values())
+        self.scaler = self._loss_scaler()
+        self.ahead = PiecesAhead(self.train_rows)
+        self.divergence = Divergence()
+        self.result = FitResult(
+            self.state.step, best_loss=self.state.best_loss, best_step=self.state.best_step
+        )
+
+    def go(self) -> None:
+        """From the next step to the last, or to where somebody or something stops it."""
+        self.model.train()
+        last_step = self.rates.total_steps
+        self.result.stopped_early = self._has_waited_long_enough()
+        steps = rows_of_steps(
+            self.draws,
+            self.settings.batch_size,
+            seed=self.settings.seed,
+            first_step=self.state.step + 1,
+            last_step=self.state.step if self.result.stopped_early else last_step,
+        )
+        with (
+            _left_in_time(self.optimizer) as time_left,
+            self.saving,
+            self.memory.computation.prepared(self.model),
+            self.ahead,
+        ):
+            for (step, epoch, rows), following in _with_next(steps):
+                self._take_step(step, epoch, rows, following[2] if following else None)
+                is_last = step == last_step
+                if self.held_out_rows and (is_last or self._evaluation_is_due()):
+                    self._evaluate()
+                self.result.stopped_early = self._has_waited_long_enough()
+                stops = self.group.any(self.stop(), self.device)
+                self.saving.report(step)
+                if stops or self.result.stopped_early or is_last or self.saving.is_due(step):
+                    self._save()
+                if stops and not is_last:
+                    self.saving.finish(step)
+                    raise Interrupted(
+                        f"stopped after step {step}; the same command goes on from here."
+                    )
+                if self.result.stopped_early:
+                    break
+        if time_left.is_over:
+            if self.state.step:
+                self._save()
+            self.saving.finish(self.state.step)
+            raise Interrupted(
+                f"stopped in the step after step {self.state.step}, for which there was no time "
+                "left; the same command goes on from here."
+            )
+        self.saving.finish(self.state.step)
+        if self.settings.keep_best and self.checkpoints is not None:
+            load_adapter_state(self.model, load_best(self.checkpoints))
+
+    def _take_step(
+        self, step: int, epoch: float, rows: list[int], following: list[int] | None
+    ) -> None:
+        """One update from all of `rows`, or none; repeated until it fits into memory."""
+        started = time.monotonic()
+        self.memory.begin(step, "step")
+        share = slice(self.group.rank, None, self.group.size)
+        while True:
+            pieces = self.ahead.take(self.memory.computation, rows[share])
+            if following is not None:
+                self.ahead.begin(self.memory.computation, following[share])
+            sums = torch.zeros(2, device=self.device)  # loss, token positions computed
+            computing, updating = Shortage(), Shortage()
+            with self.stop.may_be_left(), computing:
+                self._add_gradients(step, rows, pieces, sums)
+            # All go on or none: a process that waits for the others' gradients waits for ever.
+            if not self.group.any(computing.met, self.device):
+                with updating:
+                    update = self._update(step, rows, sums)
+                    break
+                if self.group.size > 1:
+                    raise OutOfMemoryError(
+                        f"step {step}: memory ran out in the update of process {self.group.rank}, "
+                        "and the others have made theirs.\n  Repeat the command: it goes on from "
+                        "the last checkpoint. Fewer processes per machine take less."
+                    )
+            self.optimizer.zero_grad()
+            if self.state.step == 0:
+                self.optimizer.state.clear()  # AdamW may have made half of it
+            self.scaler = self._loss_scaler()  # as it was before this step
+            self._plan_smaller(
+                step, "step", max(map(self.memory.computation.size, pieces), default=1)
+            )
+
+        self.result.step = step
+        self.state = replace(self.state, step=step, loss_scaling=self.scaler.state_dict())
+        if update.learning_rate is None:
+            self.state = replace(self.state, skipped_steps=(*self.state.skipped_steps, step))
+            return
+        examples = [self.train_rows[row] for row in rows]
+        self.result.losses.append(update.loss)
+        self.events.emit(
+            "step",
+            step=step,
+            epoch=round(epoch, 4),
+            loss=update.loss,
+            learning_rate=update.learning_rate,
+            grad_norm=update.grad_norm if math.isfinite(update.grad_norm) else None,
+            rows=len(rows),
+            tokens=sum(len(e.prompt_ids) + len(e.completion_ids) for e in examples),
+            computed_tokens=update.computed_tokens,
+            trained_tokens=sum(map(num_targets, examples)),
+            seconds=round(time.monotonic() - started, 4),
+            peak_memory_bytes=peak_memory_bytes(self.device.type),
+        )
+        if message := self.divergence.note(update.loss):
+            self.events.emit("warning", step=step, message=f"step {step}: {message}")
+
+    def _add_gradients(
+        self, step: int, rows: Sequence[int], pieces: Sequence[Piece], sums: Tensor
+    ) -> None:
+        """One backward per piece; adds loss and computed tokens to `sums`."""
+        total_weight = sum(loss_weight(self.train_rows[row]) for row in rows)
+        for number, piece in enumerate(pieces):
+            torch.manual_seed(_dropout_seed(self.settings.seed, step, self.group.rank, number))
+            loss = self.memory.computation.summed_loss(self.model, piece) / total_weight
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach()  # or the graph lives until the next one is whole
+            sums[0] += loss
+            sums[1] += piece.computed_tokens
+
+    def _update(self, step: int, rows: Sequence[int], sums: Tensor) -> _Update:
+        """Move the weights by the clipped gradients of all processes, if all is finite."""
+        # Before unscaling, so that all processes find the same overflow.
+        self.group.add_gradients(self.parameters)
+        if step == 1:
+            check_gradients_arrive(self.model, [self.train_rows[row] for row in rows])
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        # The only place where the host waits for the device.
+        loss, computed_tokens, grad_norm = torch.cat(
+            [self.group.add(sums), norm.to(sums)[None]]
+        ).tolist()
+        learning_rate = None
+        if math.isfinite(loss) and (math.isfinite(grad_norm) or self.scaler.is_enabled()):
+            learning_rate = self.rates.learning_rate(step)
+            set_learning_rate(self.optimizer, learning_rate)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self._leave_out(step, rows, loss, grad_norm)
+            self.scaler = self._loss_scaler()
+        self.optimizer.zero_grad()
+        return _Update(loss, grad_norm, learning_rate, int(computed_tokens))
+
+    def _leave_out(self, step: int, rows: Sequence[int], loss: float, grad_norm: float) -> None:
         """Keep what repeats a step that is not finite; raise, unless it may be skipped."""
+        examples = [self.train_rows[row] for row in rows]
         dump = None
-        if kept is not None:
+        if self.checkpoints is not None:
             with contextlib.suppress(StorageError):  # a full disk must not hide what happened
                 dump = write_dump(
-                    kept.parent / "nonfinite",
+                    self.checkpoints.parent / "nonfinite",
                     step=step,
                     loss=loss,
                     grad_norm=grad_norm,
                     rows=rows,
-                    examples=[train_rows[row] for row in rows],
-                    adapter=adapter_state(model),
-                    seed=settings.seed,
-                    plan=memory.plan.to_json(),
+                    examples=examples,
+                    adapter=adapter_state(self.model),
+                    seed=self.settings.seed,
+                    plan=self.memory.plan.to_json(),
                 )
-        places = [str(train_rows[row].place) for row in rows]
-        if settings.on_nonfinite != "skip" or too_many(state.skipped_steps, step):
-            raise _non_finite(step, loss, grad_norm, places, settings, state, dump)
-        events.emit(
+        places = ", ".join(str(example.place) for example in examples)
+        skipped = self.state.skipped_steps
+        if self.settings.on_nonfinite != "skip" or too_many(skipped, step):
+            before = f" {len(skipped)} were left out before it." if skipped else ""
+            where = f"\n  The step can be repeated from {dump}." if dump else ""
+            raise NonFiniteError(
+                f"step {step}: loss is {loss}, gradient norm {grad_norm}; the weights did not move."
+                f"{before}\n  Rows: {places}.\n  Try a learning rate below "
+                f"{self.settings.learning_rate}, or dtype: float32.{where}"
+            )
+        self.events.emit(
             "warning",
             step=step,
             message=f"step {step} is left out (on_nonfinite: skip): loss {loss}, gradient norm "
-            f"{grad_norm}; the weights did not move. Rows: {', '.join(places)}"
+            f"{grad_norm}; the weights did not move. Rows: {places}"
             + (f"; see {dump}" if dump else ""),
         )
 
-    divergence = _Divergence()
-    with (
-        _left_in_time(optimizer) as time_left,
-        saving,
-        computation.prepared(model),
-        PiecesAhead(train_rows) as ahead,
-    ):
-        for (step, epoch, rows), following in _with_next(steps):
-            started = time.monotonic()
-            num_trained = sum(num_targets(train_rows[row]) for row in rows)
-            total_weight = sum(loss_weight(train_rows[row]) for row in rows)
-            memory.begin(step, "step")
-            is_finite = True
-            while True:  # until the step fits into memory
-                pieces = ahead.take(memory.computation, rows[share])
-                if following is not None:
-                    ahead.begin(memory.computation, following[2][share])
-                sums = torch.zeros(2, device=device)  # loss, token positions computed
-                computing, updating = Shortage(), Shortage()
-                with stop.may_be_left(), computing:
-                    for number, piece in enumerate(pieces):
-                        torch.manual_seed(_dropout_seed(settings.seed, step, group.rank, number))
-                        loss = memory.computation.summed_loss(model, piece) / total_weight
-                        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                        loss = loss.detach()  # or the graph lives until the next one is whole
-                        sums[0] += loss
-                        sums[1] += piece.computed_tokens
-                # All go on or none: a process that waits for the others' gradients waits for ever.
-                if not group.any(computing.met, device):
-                    with updating:
-                        # Before unscaling, so that all processes find the same overflow.
-                        group.add_gradients(parameters)
-                        if step == 1:
-                            _check_gradients_arrive(model, [train_rows[row] for row in rows])
-                        scaler.unscale_(optimizer)
-                        norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-                        # The only place where the host waits for the device.
-                        step_loss, computed_tokens, grad_norm = torch.cat(
-                            [group.add(sums), norm.to(sums)[None]]
-                        ).tolist()
-                        is_finite = math.isfinite(step_loss) and (
-                            math.isfinite(grad_norm) or scaler.is_enabled()
-                        )
-                        if is_finite:
-                            learning_rate = rates.learning_rate(step)
-                            set_learning_rate(optimizer, learning_rate)
-                            scaler.step(optimizer)
-                            scaler.update()
-                        else:
-                            leave_out(step, rows, step_loss, grad_norm)
-                            scaler = _loss_scaler(model, device, state)
-                        optimizer.zero_grad()
-                        break
-                    if group.size > 1:
-                        raise OutOfMemoryError(
-                            f"step {step}: memory ran out in the update of process {group.rank}, "
-                            "and the others have made theirs.\n  Repeat the command: it goes on "
-                            "from the last checkpoint. Fewer processes per machine take less."
-                        )
-                loss = torch.zeros((), device=device)  # lets go of the graph
-                optimizer.zero_grad()
-                if state.step == 0:
-                    optimizer.state.clear()  # AdamW may have made half of it
-                scaler = _loss_scaler(model, device, state)  # as it was before this step
-                plan_smaller(step, "step", max(map(memory.computation.size, pieces), default=1))
+    def _plan_smaller(self, step: int, part: Part, size: int) -> None:
+        """Have the same again computed in less memory; every process comes here together."""
+        free_unused_memory(self.device.type, cycles=True)
+        (size,) = self.group.largest([size], self.device)
+        try:
+            plan = self.memory.shrink(step, part, size)
+        except OutOfMemoryError:
+            if self.state.step:
+                self._save()
+                self.saving.finish(self.state.step)
+            raise
+        message = f"{plan.reason}; it is repeated with the same rows: {replace(plan, reason='')}"
+        if self.is_resumed:
+            message += "; resumed, not bit-identical"
+        self.events.emit("plan", memory=plan.to_json(), step=step, part=part, message=message)
+        self.events.emit("warning", step=step, message=message)
 
-            result.step = step
-            state = replace(state, step=step, loss_scaling=scaler.state_dict())
-            if is_finite:
-                result.losses.append(step_loss)
-                tokens = sum(
-                    len(train_rows[row].prompt_ids) + len(train_rows[row].completion_ids)
-                    for row in rows
+    def _evaluate(self) -> None:
+        """Find the held-out loss and metrics, and whether this adapter is the best so far."""
+        step = self.state.step
+        self.memory.begin(step, "eval")
+        while True:  # until the evaluation fits into memory
+            shortage = Shortage()
+            with shortage:
+                sums = held_out_sums(
+                    self.model,
+                    self.held_out_rows,
+                    computation=self.memory.computation,
+                    device=self.device,
+                    group=self.group,
                 )
-                events.emit(
-                    "step",
-                    step=step,
-                    epoch=round(epoch, 4),
-                    loss=step_loss,
-                    learning_rate=learning_rate,
-                    grad_norm=grad_norm if math.isfinite(grad_norm) else None,
-                    rows=len(rows),
-                    tokens=tokens,
-                    computed_tokens=int(computed_tokens),
-                    trained_tokens=num_trained,
-                    seconds=round(time.monotonic() - started, 4),
-                    peak_memory_bytes=peak_memory_bytes(device.type),
-                )
-                if message := divergence.note(step_loss):
-                    events.emit("warning", step=step, message=f"step {step}: {message}")
-            else:
-                state = replace(state, skipped_steps=(*state.skipped_steps, step))
-            is_last = step == rates.total_steps
-            if held_out_rows and (is_last or _is_due(step, settings, draws.num_rows)):
-                memory.begin(step, "eval")
-                while True:  # until the evaluation fits into memory
-                    shortage = Shortage()
-                    with shortage:
-                        sums = held_out_sums(
-                            model,
-                            held_out_rows,
-                            computation=memory.computation,
-                            device=device,
-                            group=group,
-                        )
-                    if not group.any(shortage.met, device):
-                        break
-                    plan_smaller(step, "eval", memory.computation.limit)
-                held_out_sum, held_out_weight = group.add(sums).tolist()
-                held_out = held_out_sum / held_out_weight
-                scores = _scores(evaluate, settings.metrics, group, device)
-                events.emit(
-                    "eval",
-                    step=step,
-                    loss=held_out,
-                    rows=len(held_out_rows),
-                    tokens=sum(map(num_targets, held_out_rows)),
-                    **({"metrics": scores} if scores else {}),
-                )
-                state = _judge(state, held_out, scores.get(settings.best_by))
-                if state.best_step == step and settings.keep_best:
-                    saving.keep_best(step, held_out, adapter_state(model))
-                result.best_loss, result.best_step = state.best_loss, state.best_step
-            result.stopped_early = _has_waited_long_enough(state, settings)
-            stops = group.any(stop(), device)
-            saving.report(step)
-            if stops or result.stopped_early or is_last or saving.is_due(step):
-                save()
-            if stops and not is_last:
-                saving.finish(step)
-                raise Interrupted(f"stopped after step {step}; the same command goes on from here.")
-            if result.stopped_early:
+            if not self.group.any(shortage.met, self.device):
                 break
-    if time_left.is_over:
-        if state.step:
-            save()
-        saving.finish(state.step)
-        raise Interrupted(
-            f"stopped in the step after step {state.step}, for which there was no time left; the "
-            "same command goes on from here."
+            self._plan_smaller(step, "eval", self.memory.computation.limit)
+        held_out_sum, held_out_weight = self.group.add(sums).tolist()
+        held_out = held_out_sum / held_out_weight
+        scores = _scores(self.evaluate, self.settings.metrics, self.group, self.device)
+        self.events.emit(
+            "eval",
+            step=step,
+            loss=held_out,
+            rows=len(self.held_out_rows),
+            tokens=sum(map(num_targets, self.held_out_rows)),
+            **({"metrics": scores} if scores else {}),
         )
-    saving.finish(state.step)
-    if settings.keep_best and kept is not None:
-        load_adapter_state(model, load_best(kept))
-    return result
+        self.state = _judge(self.state, held_out, scores.get(self.settings.best_by))
+        if self.state.best_step == step and self.settings.keep_best:
+            self.saving.keep_best(step, held_out, adapter_state(self.model))
+        self.result.best_loss = self.state.best_loss
+        self.result.best_step = self.state.best_step
+
+    def _save(self) -> None:
+        """Have a checkpoint of this moment written while the run goes on."""
+        whole = replace(self.state, plans=[plan.to_json() for plan in self.memory.plans])
+        optimizer = optimizer_tensors(self.optimizer, self.model)
+        self.saving.begin(whole, adapter_state(self.model), optimizer)
+
+    def _loss_scaler(self) -> torch.amp.GradScaler:
+        """As the last step left it; float16 gradients underflow without, others need none."""
+        dtype = next(p.dtype for p in self.model.parameters() if not p.requires_grad)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        if self.state.loss_scaling:
+            scaler.load_state_dict(self.state.loss_scaling)
+        return scaler
+
+    def _has_waited_long_enough(self) -> bool:
+        """Whether early stopping was asked for and its patience is at its end."""
+        patience = self.settings.early_stopping_patience
+        return patience is not None and self.state.evaluations_without_gain >= patience
+
+    def _evaluation_is_due(self) -> bool:
+        """Whether the held-out rows are evaluated after this step."""
+        every = self.settings.eval_steps or steps_per_epoch(
+            self.draws.num_rows, self.settings.batch_size
+        )
+        return self.state.step % every == 0
 
 
 Item = TypeVar("Item")
@@ -388,81 +491,6 @@ def _with_next(items: Iterable[Item]) -> Iterator[tuple[Item, Item | None]]:
         following = next(ahead, None)
         yield item, following
         item = following
-
-
-def _loss_scaler(model: nn.Module, device: torch.device, state: State) -> torch.amp.GradScaler:
-    """float16 gradients underflow without it; it does nothing for the other formats."""
-    dtype = next(p.dtype for p in model.parameters() if not p.requires_grad)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    if state.loss_scaling:
-        scaler.load_state_dict(state.loss_scaling)
-    return scaler
-
-
-def _non_finite(
-    step: int,
-    loss: float,
-    grad_norm: float,
-    places: Sequence[str],
-    settings: FitSettings,
-    state: State,
-    dump: Path | None,
-) -> NonFiniteError:
-    skipped = f" {len(state.skipped_steps)} were left out before it." if state.skipped_steps else ""
-    where = f"\n  The step can be repeated from {dump}." if dump else ""
-    return NonFiniteError(
-        f"step {step}: loss is {loss}, gradient norm {grad_norm}; the weights did not move."
-        f"{skipped}\n  Rows: {', '.join(places)}.\n"
-        f"  Try a learning rate below {settings.learning_rate}, or dtype: float32.{where}"
-    )
-
-
-def _check_gradients_arrive(model: nn.Module, examples: Sequence[Example]) -> None:
-    """Raise ConfigError for layers whose adapter the first step does not reach.
-
-    At B = 0 every B has a gradient and no A has one. Experts that no token was sent to have none
-    either, and where every row computes a single token, attention has nothing to choose from.
-    """
-    if all(len(example.prompt_ids) + len(example.completion_ids) <= 2 for example in examples):
-        return
-    dead = [
-        name.removeprefix("base_model.model.")
-        for name, parameter in trainable(model).items()
-        if ".lora_B." in name
-        and "expert" not in name
-        and (parameter.grad is None or not bool(parameter.grad.any()))
-    ]
-    if dead:
-        listed = ", ".join(dead[:8]) + (f" and {len(dead) - 8} more" if len(dead) > 8 else "")
-        raise ConfigError(
-            f"After the first step {len(dead)} adapter weights have no gradient, so they would "
-            f"never learn: {listed}.\n"
-            "  Leave these layers out of lora.target_modules (parts of a model that text does not "
-            "pass through, such as a vision tower, cannot learn from it)."
-        )
-
-
-class _Divergence:
-    """Says once in a while that the loss has jumped far above what it was."""
-
-    TIMES, WINDOW, FEWEST = 10, 50, 10
-
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=self.WINDOW)
-        self._quiet = 0
-
-    def note(self, loss: float) -> str | None:
-        """A sentence where `loss` is more than ten times the median of the last fifty."""
-        usual = statistics.median(self._recent) if len(self._recent) >= self.FEWEST else math.inf
-        self._recent.append(loss)
-        self._quiet = max(0, self._quiet - 1)
-        if loss <= self.TIMES * usual or self._quiet:
-            return None
-        self._quiet = self.WINDOW
-        return (
-            f"the loss is {loss:.4g}, more than {self.TIMES} times the {usual:.4g} of the steps "
-            "before; a lower learning rate may be needed"
-        )
 
 
 @dataclass
@@ -513,15 +541,3 @@ def _judge(state: State, held_out: float, score: float | None) -> State:
             evaluations_without_gain=0,
         )
     return replace(state, evaluations_without_gain=state.evaluations_without_gain + 1)
-
-
-def _has_waited_long_enough(state: State, settings: FitSettings) -> bool:
-    """Whether early stopping was asked for and its patience is at its end."""
-    patience = settings.early_stopping_patience
-    return patience is not None and state.evaluations_without_gain >= patience
-
-
-def _is_due(step: int, settings: FitSettings, num_rows: int) -> bool:
-    """Whether the held-out rows are evaluated after `step`."""
-    every = settings.eval_steps or steps_per_epoch(num_rows, settings.batch_size)
-    return step % every == 0
