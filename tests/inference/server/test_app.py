@@ -17,6 +17,7 @@ from myna.data.templates import choose_template
 from myna.inference.generate import Sampling
 from myna.inference.server.app import create_app
 from myna.inference.server.batching import BatchingEngine
+from myna.inference.server.engine import Task
 from myna.inference.server.limits import Limits
 from myna.inference.server.listener import serve_in_thread
 from myna.inference.speaker import open_speakers
@@ -232,13 +233,29 @@ def test_a_client_that_leaves_frees_its_work(served: Served, client: OpenAI) -> 
     while served.engine.load().running:
         assert time.monotonic() < deadline, "still running"
         time.sleep(0.01)
-    # And one that does not stream, in the middle of its answer.
-    impatient = served.client(timeout=0.01)
-    with impatient, pytest.raises(openai.APITimeoutError):
-        ask(impatient, "base", "Tell me", max_tokens=100, temperature=2.0)
-    while served.engine.load().running or served.engine.load().waiting:
-        assert time.monotonic() < deadline, "still running"
-        time.sleep(0.01)
+
+
+def test_a_client_that_leaves_a_queue_takes_its_work_along(served: Served, client: OpenAI) -> None:
+    kept, let_go = threading.Event(), threading.Event()
+
+    def keep(*_: object) -> None:  # the engine tells of a token, and nobody listens
+        kept.set()
+        let_go.wait(60)
+
+    ids = served.engine.models["base"].encoder.prompt([Message("user", "a")]).ids
+    served.engine.submit([Task("base", ids, Sampling(max_new_tokens=1))], keep)
+    try:
+        assert kept.wait(60)
+        impatient = served.client(timeout=1)
+        with impatient, pytest.raises(openai.APITimeoutError):
+            ask(impatient, "base", "Tell me")
+        deadline = time.monotonic() + 60
+        while served.engine.load().waiting:
+            assert time.monotonic() < deadline, "still in the queue"
+            time.sleep(0.01)
+    finally:
+        let_go.set()
+    assert text_of(ask(client, "base", "Tell me")), "the engine goes on"
 
 
 def test_answers_go_on_while_a_long_one_is_written(client: OpenAI, chat: Chat) -> None:
