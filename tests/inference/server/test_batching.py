@@ -207,16 +207,24 @@ def test_weights_that_are_no_numbers_are_found_before_anybody_asks(tmp_path: Pat
 
 
 def test_a_full_queue_takes_all_of_a_request_or_nothing(two_runs: list[Path]) -> None:
+    kept, let_go = threading.Event(), threading.Event()
+
+    def keep(*_: object) -> None:  # the engine tells of a token, and nobody listens
+        kept.set()
+        let_go.wait(60)
+
     with opened(two_runs[:1], Limits(waiting=3), continuous=False) as (engine, _):
-        long = task(engine, "huan", "a", max_new_tokens=60, temperature=1.5)
         ear = Ear()
-        engine.submit([long], ear.tell)
-        while engine.load().running == 0:
-            time.sleep(0.001)
-        engine.submit([task(engine, "base", "a")] * 2, ear.tell)
-        with pytest.raises(Busy):
-            engine.submit([task(engine, "base", "b")] * 2, ear.tell)
-        assert engine.load().waiting == 2
+        engine.submit([task(engine, "huan", "a")], keep)
+        try:
+            assert kept.wait(60)
+            engine.submit([task(engine, "base", "a")] * 2, ear.tell)
+            with pytest.raises(Busy):
+                engine.submit([task(engine, "base", "b")] * 2, ear.tell)
+            assert engine.load().waiting == 2
+        finally:
+            let_go.set()
+        assert all(isinstance(end, Finished) for end in ear.answers(2))
 
 
 def test_one_that_is_withdrawn_is_not_computed_and_the_others_are(served) -> None:
