@@ -36,14 +36,13 @@ def split_held_out(
     questions = np.where(examples.turns == 0, examples.completion_hashes, examples.prompt_hashes)
     group = _groups(examples, questions)
     sizes = np.bincount(group)
-    ranks = _least(group, mix(questions ^ _key(seed)))
-    order = np.argsort(ranks, kind="stable")
+    order = np.argsort(_least(group, mix(questions ^ _key(seed))), kind="stable")
     chosen = np.zeros(len(sizes), np.bool_)
     left = wanted
-    for number, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        if size <= left:
+    for number in order:  # not as a list of millions, of which few are looked at
+        if sizes[number] <= left:
             chosen[number] = True
-            left -= size
+            left -= int(sizes[number])
             if not left:
                 break
     is_held = chosen[group]
@@ -56,29 +55,43 @@ def split_held_out(
     return examples.select(np.flatnonzero(~is_held)), examples.select(np.flatnonzero(is_held))
 
 
-def _groups(examples: Examples, questions: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _groups(examples: Examples, questions: NDArray[np.uint64]) -> Array:
     """(N,) the number of each example's group: linked by questions, and by rows of the files."""
     rows = examples.file_indices.astype(np.int64) << 32 | examples.rows
     keys = [_numbered(rows), _numbered(questions)]
-    label = np.arange(len(examples))  # the least number of an example known to be in the group
+    del rows
+    # The least number of an example known to be in the group.
+    label: Array = np.arange(len(examples), dtype=keys[0].dtype)
     while True:
         before = label
         for key in keys:
             label = _least(key, label)[key]
         label = label[label]
         if np.array_equal(label, before):
+            del keys, before
             return _numbered(label)
 
 
-def _numbered(values: Array) -> NDArray[np.int64]:
-    """Equal values get equal numbers, from 0."""
-    _, numbers = np.unique(values, return_inverse=True)
+def _numbered(values: Array) -> Array:
+    """Equal values get equal numbers, from 0, in the order of the values.
+
+    As by `np.unique`, in half the memory: of millions of rows, this is where a run needs most.
+    """
+    order = np.argsort(values)
+    ordered = values[order]
+    is_new = np.ones(len(values), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_new[1:])
+    del ordered
+    ranks = np.cumsum(is_new, dtype=np.min_scalar_type(len(values)))
+    ranks -= 1
+    numbers = np.empty_like(ranks)
+    numbers[order] = ranks
     return numbers
 
 
-def _least(group: NDArray[np.int64], values: Array) -> Array:
+def _least(group: Array, values: Array) -> Array:
     """The least value of each group."""
-    least = np.full(group.max() + 1, values.max(), values.dtype)
+    least = np.full(int(group.max()) + 1, values.max(), values.dtype)
     np.minimum.at(least, group, values)
     return least
 

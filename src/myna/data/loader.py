@@ -126,14 +126,20 @@ class Draws:
             rows[self._drawn(len(rows), count, f"{seed}:{number}", epoch)]
             for number, (rows, count) in enumerate(self._sources)
         ]
+        chosen = np.concatenate(drawn)
+        del drawn
+        chosen.sort()
         order = array("q")  # 8 bytes a row, where a list has 36
-        order.frombytes(np.sort(np.concatenate(drawn)).tobytes())
+        order.frombytes(chosen.view(np.uint8).data)
+        del chosen
         random.Random(f"{seed}:{epoch}").shuffle(order)
         return np.frombuffer(order, np.int64)
 
     @staticmethod
     def _drawn(num_rows: int, count: int, seed: str, epoch: int) -> NDArray[np.int64]:
         """`count` places in a source of `num_rows` rows; whole shuffles need not be shuffled."""
+        if count % num_rows == 0:
+            return np.tile(np.arange(num_rows), count // num_rows)
         places = np.arange(epoch * count, (epoch + 1) * count)
         cycles, within = np.divmod(places, num_rows)
         for cycle in {int(cycles[0]), int(cycles[-1])}:

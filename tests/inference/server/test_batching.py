@@ -293,7 +293,7 @@ def test_more_than_the_cache_holds_is_answered_alone(served) -> None:
 
 def test_sampling_in_continuous_batches_keeps_to_its_own_temperature(served) -> None:
     engine = served.engine
-    cold = [task(engine, "base", "a", temperature=0.01)] * 4
+    cold = [task(engine, "base", "a", temperature=1e-4)] * 4
     hot = [task(engine, "base", "a", temperature=2.0)] * 4
     greedy = texts(engine, [task(engine, "base", "a")])[0]
     narrow = [task(engine, "base", "a", temperature=2.0, top_p=1e-6)] * 4
