@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from myna.data.conversation import Place
 from myna.data.held_out import split_held_out
-from myna.data.store import Example
+from myna.data.store import Example, Examples
 from myna.errors import ConfigError
 
 
@@ -114,3 +115,14 @@ def test_groups_are_those_of_a_search_through_the_links(
     # Nothing more would have fitted: every group left out is larger than what room remained.
     room = wanted - len(held)
     assert all(group.count(each) > room for each in sides[0])
+
+
+def test_millions_of_rows_are_split_in_few_bytes_each() -> None:
+    count = 50_000
+    data = Examples.of(examples([(index,) for index in range(count)]))
+    tracemalloc.start()
+    trained, held = split_held_out(data, 100, 42)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(trained), len(held)) == (count - 100, 100)
+    assert peak < 45 * count
