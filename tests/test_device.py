@@ -38,18 +38,24 @@ def test_auto_takes_the_format_that_measures_clearly_faster():
 
 
 def test_a_rate_is_that_of_the_product_itself():
-    """2 n^3 over the time of torch's own product, within what a busy machine does to timings."""
-    rate = gemm_rate("cpu", "float32")
+    """2 n^3 over the time of torch's own product, in a moment that others leave to both."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     matrix = torch.full((512, 512), 0.5)
-    times = []
-    for _ in range(30):
-        start = time.perf_counter()
-        matrix @ matrix
-        times.append(time.perf_counter() - start)
-    torch.set_num_threads(threads)
-    assert 0.3 < rate / (2 * 512**3 / min(times)) < 3
+    found = []
+    for _ in range(20):
+        gemm_rate.cache_clear()
+        rate = gemm_rate("cpu", "float32")
+        torch.set_num_threads(1)
+        times = []
+        for _ in range(10):
+            start = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - start)
+        torch.set_num_threads(threads)
+        found.append(rate / (2 * 512**3 / min(times)))
+        if 0.5 < found[-1] < 2:
+            return
+    pytest.fail(f"never near: {found}")
 
 
 def test_measuring_leaves_the_number_of_threads():
