@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 PACKAGE = str(Path(__file__).parents[1] / "src" / "myna")
 OWN_PROCESSES = f"{PACKAGE}/data/workers.py"
@@ -47,6 +48,16 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_watch)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.register_profile(
+        "ours",
+        deadline=None,
+        derandomize=config.option.markexpr == "not full",
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("ours")
 
 
 @pytest.fixture(autouse=True)
