@@ -45,6 +45,8 @@ class Divergence:
     """Says once in a while that the loss has jumped far above what it was."""
 
     TIMES, WINDOW, FEWEST = 10, 50, 10
+    LEAST = 0.5
+    """Nats a token. Rows that a model knows by heart have a thousandth, and a stumble is none."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=self.WINDOW)
@@ -55,7 +57,7 @@ class Divergence:
         usual = statistics.median(self._recent) if len(self._recent) >= self.FEWEST else math.inf
         self._recent.append(loss)
         self._quiet = max(0, self._quiet - 1)
-        if loss <= self.TIMES * usual or self._quiet:
+        if loss <= max(self.TIMES * usual, self.LEAST) or self._quiet:
             return None
         self._quiet = self.WINDOW
         return (
