@@ -19,7 +19,7 @@ from myna.data.dataset import Accounting, Dataset
 from myna.data.held_out import split_held_out
 from myna.data.lengths import Bar, LengthChoice, length_bars, length_percentiles
 from myna.data.oddities import Oddity, find_oddities
-from myna.data.store import Array, Examples
+from myna.data.store import Examples, changes
 from myna.data.tree import count_tokens
 
 SAMPLED_TOKENS = 4_000_000
@@ -182,8 +182,8 @@ def find_repeats(examples: Examples) -> Repeats:
     if not len(prompts):
         return Repeats(np.empty(0, np.int64), np.empty(0, np.int64), 0)
     order = np.lexsort((completions, prompts))  # stable: the first of equal pairs stays the first
-    new_prompt = _changes(prompts[order])
-    new_pair = new_prompt | _changes(completions[order])
+    new_prompt = changes(prompts[order])
+    new_pair = new_prompt | changes(completions[order])
     # Of each distinct pair: its first answer, the pairs of its prompt, and the next of those.
     pair_of = np.cumsum(new_pair) - 1
     pair_first = order[new_pair]
@@ -256,13 +256,6 @@ def count_sharing(examples: Examples, *, batch_size: int, seed: int) -> Sharing:
         computed += count_tokens(ids)
         counted += 1
     return Sharing(tokens, round(computed * tokens / real), counted, steps, batch_size)
-
-
-def _changes(values: Array) -> NDArray[np.bool_]:
-    """(N,) whether a value differs from the one before it; the first does."""
-    found = np.ones(len(values), np.bool_)
-    found[1:] = values[1:] != values[:-1]
-    return found
 
 
 def _fold(text: str) -> str:

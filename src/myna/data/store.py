@@ -299,6 +299,13 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values
 
 
+def changes(values: Array) -> NDArray[np.bool_]:
+    """(N,) whether a value differs from the one before it; the first does."""
+    found = np.ones(len(values), np.bool_)
+    found[1:] = values[1:] != values[:-1]
+    return found
+
+
 def hash_runs(
     ids: NDArray[np.uint32], starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> NDArray[np.uint64]:

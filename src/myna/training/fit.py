@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from myna.data.loader import (
     Draws,
-    loss_weight,
+    loss_weights,
     num_steps,
-    num_targets,
     rows_of_steps,
     steps_per_epoch,
+    targets_of_rows,
 )
 from myna.data.store import Example, Examples
 from myna.device import free_unused_memory, peak_memory_bytes
@@ -311,7 +311,7 @@ class _Run:
         if update.learning_rate is None:
             self.state = replace(self.state, skipped_steps=(*self.state.skipped_steps, step))
             return
-        examples = [self.train_rows[row] for row in rows]
+        examples = self.train_rows.select(rows)
         self.result.losses.append(update.loss)
         self.events.emit(
             "step",
@@ -321,9 +321,9 @@ class _Run:
             learning_rate=update.learning_rate,
             grad_norm=update.grad_norm if math.isfinite(update.grad_norm) else None,
             rows=len(rows),
-            tokens=sum(len(e.prompt_ids) + len(e.completion_ids) for e in examples),
+            tokens=int(examples.lengths.sum()),
             computed_tokens=update.computed_tokens,
-            trained_tokens=sum(map(num_targets, examples)),
+            trained_tokens=int(targets_of_rows(examples).sum()),
             seconds=round(time.monotonic() - started, 4),
             peak_memory_bytes=peak_memory_bytes(self.device.type),
         )
@@ -334,7 +334,7 @@ class _Run:
         self, step: int, rows: Sequence[int], pieces: Sequence[Piece], sums: Tensor
     ) -> None:
         """One backward per piece; adds loss and computed tokens to `sums`."""
-        total_weight = sum(loss_weight(self.train_rows[row]) for row in rows)
+        total_weight: float = sum(loss_weights(self.train_rows.select(rows)).tolist())
         for number, piece in enumerate(pieces):
             torch.manual_seed(_dropout_seed(self.settings.seed, step, self.group.rank, number))
             loss = self.memory.computation.summed_loss(self.model, piece) / total_weight
@@ -444,7 +444,7 @@ class _Run:
             step=step,
             loss=held_out,
             rows=len(self.held_out_rows),
-            tokens=sum(map(num_targets, self.held_out_rows)),
+            tokens=int(targets_of_rows(self.held_out_rows).sum()),
             **({"metrics": scores} if scores else {}),
         )
         self.state = _judge(self.state, held_out, scores.get(self.settings.best_by))

@@ -1,6 +1,8 @@
 """A server of two runs on one base, in a thread, and the real client of it."""
 
+import contextlib
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from myna.inference.chat import ChatSession
 from myna.inference.generate import Sampling
 from myna.inference.server.app import create_app
 from myna.inference.server.batching import BatchingEngine, open_engine
+from myna.inference.server.engine import Task
 from myna.inference.server.limits import Limits
 from myna.inference.server.listener import serve_in_thread
 from myna.inference.server.names import Runs, find_runs
@@ -35,6 +38,23 @@ class Served:
 
     def client(self, **options: object) -> OpenAI:
         return OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0, **options)
+
+
+@contextlib.contextmanager
+def held(engine: BatchingEngine, task: Task) -> Iterator[None]:
+    """While the engine stands still: whom it tells of a token of `task` does not return."""
+    kept, let_go = threading.Event(), threading.Event()
+
+    def keep(*_: object) -> None:
+        kept.set()
+        let_go.wait(60)
+
+    engine.submit([task], keep)
+    try:
+        assert kept.wait(60)
+        yield
+    finally:
+        let_go.set()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -24,7 +24,7 @@ from myna.inference.speaker import open_speakers
 from myna.models.tokenizer import load_tokenizer
 from tiny_model import save_tiny_run
 
-from .conftest import TOKENS, Chat, Served
+from .conftest import TOKENS, Chat, Served, held
 
 MODELS = ["huan", "plain.v2", "base"]
 QUESTIONS = ["你好", "Who are you?", "a", "What is the capital of France?"]
@@ -236,16 +236,8 @@ def test_a_client_that_leaves_frees_its_work(served: Served, client: OpenAI) -> 
 
 
 def test_a_client_that_leaves_a_queue_takes_its_work_along(served: Served, client: OpenAI) -> None:
-    kept, let_go = threading.Event(), threading.Event()
-
-    def keep(*_: object) -> None:  # the engine tells of a token, and nobody listens
-        kept.set()
-        let_go.wait(60)
-
     ids = served.engine.models["base"].encoder.prompt([Message("user", "a")]).ids
-    served.engine.submit([Task("base", ids, Sampling(max_new_tokens=1))], keep)
-    try:
-        assert kept.wait(60)
+    with held(served.engine, Task("base", ids, Sampling(max_new_tokens=1))):
         impatient = served.client(timeout=1)
         with impatient, pytest.raises(openai.APITimeoutError):
             ask(impatient, "base", "Tell me")
@@ -253,8 +245,6 @@ def test_a_client_that_leaves_a_queue_takes_its_work_along(served: Served, clien
         while served.engine.load().waiting:
             assert time.monotonic() < deadline, "still in the queue"
             time.sleep(0.01)
-    finally:
-        let_go.set()
     assert text_of(ask(client, "base", "Tell me")), "the engine goes on"
 
 

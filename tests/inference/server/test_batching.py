@@ -28,6 +28,7 @@ from myna.inference.speaker import Speaker, open_speaker, open_speakers
 from tiny_model import byte_level_tokenizer
 
 from ..conftest import HUB_LIKE, save_byte_level_model
+from .conftest import held
 
 QUESTIONS = ["你好", "Who are you?", "a", "What is the capital of France, and why?"]
 
@@ -207,23 +208,13 @@ def test_weights_that_are_no_numbers_are_found_before_anybody_asks(tmp_path: Pat
 
 
 def test_a_full_queue_takes_all_of_a_request_or_nothing(two_runs: list[Path]) -> None:
-    kept, let_go = threading.Event(), threading.Event()
-
-    def keep(*_: object) -> None:  # the engine tells of a token, and nobody listens
-        kept.set()
-        let_go.wait(60)
-
     with opened(two_runs[:1], Limits(waiting=3), continuous=False) as (engine, _):
         ear = Ear()
-        engine.submit([task(engine, "huan", "a")], keep)
-        try:
-            assert kept.wait(60)
+        with held(engine, task(engine, "huan", "a")):
             engine.submit([task(engine, "base", "a")] * 2, ear.tell)
             with pytest.raises(Busy):
                 engine.submit([task(engine, "base", "b")] * 2, ear.tell)
             assert engine.load().waiting == 2
-        finally:
-            let_go.set()
         assert all(isinstance(end, Finished) for end in ear.answers(2))
 
 
